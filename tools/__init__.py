@@ -1,0 +1,1 @@
+"""Tools of the project: train, quantise, evaluate, simulate, demonstrate, benchmark, torture."""
