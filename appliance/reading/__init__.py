@@ -1,0 +1,1 @@
+"""Reading a capture: decode, quality, model input, findings, triage."""
