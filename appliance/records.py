@@ -51,7 +51,7 @@ class CaptureState(str, enum.Enum):
     DELIVERED = "delivered"
 
 
-class Moment(Record):
+class Moment(Record, frozen=True, kw_only=True):
     """When something happened, honestly (promise 7).
 
     ``boot_id`` and ``monotonic_ns`` give order on one box together with the journal's sequence; ``wall`` is for people
@@ -64,7 +64,7 @@ class Moment(Record):
     uncertainty_s: float | None = None
 
 
-class Patient(Record):
+class Patient(Record, frozen=True, kw_only=True):
     """Whom a capture is of, as far as the sender said. Every field may be empty: a capture without a name is still kept."""
 
     id: str = ""
@@ -75,7 +75,7 @@ class Patient(Record):
     age_years: float | None = None
 
 
-class Code(Record):
+class Code(Record, frozen=True, kw_only=True):
     """A coded concept: scheme (``SCT``, ``DCM``, ``RADLEX``, ``99BEDSIDE``), value, meaning."""
 
     scheme: str
@@ -83,7 +83,7 @@ class Code(Record):
     meaning: str
 
 
-class Capture(Record):
+class Capture(Record, frozen=True, kw_only=True):
     """One thing taken at the bedside and kept: a DICOM instance, a clip, a recording, a picture file.
 
     ``id`` derives from the device and the content's SHA-256 (``capture_id``), so that the same bytes are the same
@@ -112,7 +112,7 @@ class Capture(Record):
     position: str = ""
 
 
-class Finding(Record):
+class Finding(Record, frozen=True, kw_only=True):
     """One answer of a bundle. ``probability`` is calibrated, 0 to 1; ``positive`` is at ``threshold``, the operating point."""
 
     id: str
@@ -127,7 +127,7 @@ class Finding(Record):
     confidence: Literal["low", "moderate", "high"] = "moderate"
 
 
-class Refusal(Record):
+class Refusal(Record, frozen=True, kw_only=True):
     """Why there is no answer, and what to do about it (promise 6). ``code`` is stable, e.g. ``not-chest``, ``too-dark``."""
 
     code: str
@@ -135,7 +135,7 @@ class Refusal(Record):
     advice: str
 
 
-class Engine(Record):
+class Engine(Record, frozen=True, kw_only=True):
     """What really ran: promise 5. ``provider`` is read back from the session, never taken from the configuration."""
 
     engine: str
@@ -146,7 +146,7 @@ class Engine(Record):
     artefact: str = ""
 
 
-class Measure(Record):
+class Measure(Record, frozen=True, kw_only=True):
     """A quantity found beside the findings: heart rate, signal quality index, contrast. ``unit`` is UCUM."""
 
     id: str
@@ -155,7 +155,7 @@ class Measure(Record):
     unit: str
 
 
-class Reading(Record):
+class Reading(Record, frozen=True, kw_only=True):
     """What the box says of one capture. Advice for a human, never a diagnosis.
 
     ``overlay`` is the activation map of the positive or strongest finding, row-major 8-bit, ``overlay_shape`` (rows,
@@ -181,7 +181,7 @@ class Reading(Record):
     overlay_finding: str = ""
 
 
-class Review(Record):
+class Review(Record, frozen=True, kw_only=True):
     """The human's word on a capture. ``id`` derives from its content, so a repeated delivery is the same review."""
 
     id: str

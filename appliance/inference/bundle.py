@@ -39,7 +39,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the tables of ``bundle.toml``: unknown keys are errors."""
 
 
-class Tensor(_Table):
+class Tensor(_Table, frozen=True, kw_only=True):
     """A named input or output. ``shape`` uses names for free axes, e.g. ``["N", 1, 224, 224]``."""
 
     name: str
@@ -47,7 +47,7 @@ class Tensor(_Table):
     shape: list[int | str]
 
 
-class Graph(_Table):
+class Graph(_Table, frozen=True, kw_only=True):
     """One ONNX graph of the bundle and what may run it."""
 
     name: str
@@ -58,7 +58,7 @@ class Graph(_Table):
     precision: Literal["int8", "fp16", "fp32"] = "int8"
 
 
-class Accepts(_Table):
+class Accepts(_Table, frozen=True, kw_only=True):
     """The captures the model was made for; all others are not read, with a reason (promise 6). Empty means any."""
 
     sop_classes: list[str] = []
@@ -71,7 +71,7 @@ class Accepts(_Table):
     duration_s: tuple[float, float] = (0.0, 0.0)
 
 
-class Preprocess(_Table):
+class Preprocess(_Table, frozen=True, kw_only=True):
     """How a decoded capture becomes the graphs' inputs.
 
     ``kind`` names a step that ``appliance.reading`` knows (``chest-xray/1``, ``lung-ultrasound/1``, ``heart-sound/1``,
@@ -82,7 +82,7 @@ class Preprocess(_Table):
     parameters: dict[str, Any] = {}
 
 
-class Score(_Table):
+class Score(_Table, frozen=True, kw_only=True):
     """One term of a finding's logit: ``weight`` × output ``output`` of graph ``graph`` at ``index`` of its last axis.
 
     ``transform`` ``logit`` turns a probability output into a logit first (for tree ensembles).
@@ -95,7 +95,7 @@ class Score(_Table):
     transform: Literal["none", "logit"] = "none"
 
 
-class OperatingPoint(_Table):
+class OperatingPoint(_Table, frozen=True, kw_only=True):
     """A threshold on the calibrated probability, and what it was chosen for, measured on patients not trained on.
 
     ``age_years`` limits it to an age band [from, to); the first operating point that matches is used.
@@ -109,7 +109,7 @@ class OperatingPoint(_Table):
     uncertain: tuple[float, float] | None = None
 
 
-class Wording(_Table):
+class Wording(_Table, frozen=True, kw_only=True):
     """What people see for an age band [from, to): label and advice when positive."""
 
     label: str
@@ -118,7 +118,7 @@ class Wording(_Table):
     code: Code | None = None
 
 
-class FindingSpec(_Table):
+class FindingSpec(_Table, frozen=True, kw_only=True):
     """One finding: id, words, code, how its logit is summed, calibrated and cut.
 
     The calibrated probability is ``sigmoid((sum of scores + bias) / temperature)``. ``aggregate`` is how many windows or
@@ -140,7 +140,7 @@ class FindingSpec(_Table):
     experimental: bool = False
 
 
-class Gate(_Table):
+class Gate(_Table, frozen=True, kw_only=True):
     """The input gate: when the model does not answer.
 
     ``rules`` are limits of named quality indices, [lowest, highest] accepted. ``scores`` sum to a logit of "this is a good
@@ -156,14 +156,14 @@ class Gate(_Table):
     warn: dict[str, tuple[float, float]] = {}
 
 
-class RefusalText(_Table):
+class RefusalText(_Table, frozen=True, kw_only=True):
     """The words for a refusal code: why, and an instruction a nurse can follow."""
 
     reason: str
     advice: str
 
 
-class Golden(_Table):
+class Golden(_Table, frozen=True, kw_only=True):
     """Golden inputs and outputs, replayed by ``appliance.inference.golden``.
 
     ``file`` is an ``.npz`` in the bundle: for each graph and case ``<graph>/<case>/in/<tensor>`` and
@@ -175,7 +175,7 @@ class Golden(_Table):
     outputs: dict[str, float] = {}
 
 
-class Description(_Table):
+class Description(_Table, frozen=True, kw_only=True):
     """The whole of ``bundle.toml``."""
 
     format: Literal[1]
