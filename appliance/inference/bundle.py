@@ -13,7 +13,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 from msgspec import Meta
@@ -258,9 +258,7 @@ def _verify(root: Path, name: str, expected: str) -> None:
         raise BundleError(f"{path}: lies outside the bundle; files of a bundle stay in its folder")
     try:
         with path.open("rb") as file:
-            actual = (
-                hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(file.read())
-            )
+            actual = _digest(file)
     except OSError as error:
         raise BundleError(
             f"{path}: named in {DESCRIPTION} but can't be read ({error.strerror}); install the bundle again"
@@ -271,8 +269,11 @@ def _verify(root: Path, name: str, expected: str) -> None:
         )
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _consistent(path: Path, description: Description) -> None:
