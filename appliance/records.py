@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all records: immutable, compared by value, keyword-only."""
 
 
@@ -159,7 +159,8 @@ class Reading(Record, frozen=True, kw_only=True):
     """What the box says of one capture. Advice for a human, never a diagnosis.
 
     ``overlay`` is the activation map of the positive or strongest finding, row-major 8-bit, ``overlay_shape`` (rows,
-    columns), covering the whole picture; empty when there is none.
+    columns), stretched over ``overlay_box`` of the picture (top, left, bottom, right as shares of its height and width);
+    empty when there is none.
     """
 
     capture_id: str
@@ -179,6 +180,7 @@ class Reading(Record, frozen=True, kw_only=True):
     overlay: bytes = b""
     overlay_shape: tuple[int, int] = (0, 0)
     overlay_finding: str = ""
+    overlay_box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 class Review(Record, frozen=True, kw_only=True):

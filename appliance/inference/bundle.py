@@ -265,7 +265,8 @@ def _verify(root: Path, name: str, expected: str) -> None:
         ) from error
     if actual != expected:
         raise BundleError(
-            f"{path}: sha256 is {actual[:12]}…, {DESCRIPTION} says {expected[:12]}…; the file was changed or damaged, install the bundle again"
+            f"{path}: sha256 is {actual[:12]}…, {DESCRIPTION} says {expected[:12]}…; "
+            "the file was changed or damaged, install the bundle again"
         )
 
 

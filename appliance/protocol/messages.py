@@ -100,6 +100,19 @@ class CapturePart(_Message, frozen=True, kw_only=True):
     position: Short = ""
 
 
+class OverlayPart(_Message, frozen=True, kw_only=True):
+    """The activation map of one finding: row-major 8-bit, base64 in JSON, stretched over ``box`` of the picture.
+
+    ``box``: top, left, bottom, right as shares of the picture's height and width.
+    """
+
+    finding: Short
+    rows: Annotated[int, Meta(ge=1, le=64)]
+    columns: Annotated[int, Meta(ge=1, le=64)]
+    data: Annotated[bytes, Meta(max_length=4096)]
+    box: tuple[Probability, Probability, Probability, Probability] = (0.0, 0.0, 1.0, 1.0)
+
+
 class Result(_Message, frozen=True, kw_only=True, tag_field="schema", tag="bedside/result/1"):
     """A reading, or the reason why there is none, with the capture it is of. ``up/result``."""
 
@@ -115,6 +128,7 @@ class Result(_Message, frozen=True, kw_only=True, tag_field="schema", tag="bedsi
     measures: Annotated[list[MeasurePart], Meta(max_length=64)] = []
     warnings: Annotated[list[Text], Meta(max_length=32)] = []
     model: ModelPart | None = None
+    overlay: OverlayPart | None = None
     milliseconds: float = 0.0
     revision: int = 0
 
@@ -130,7 +144,7 @@ class ReceiptItem(_Message, frozen=True, kw_only=True):
 
 
 class Receipt(_Message, frozen=True, kw_only=True, tag_field="schema", tag="bedside/receipt/1"):
-    """Sent after the receiver's own commit. ``down/receipt`` (hub's word) and ``up/receipt`` (device's word on reviews, commands).
+    """Sent after the receiver's own commit: ``down/receipt`` from the hub, ``up/receipt`` from the device.
 
     ``time`` is the sender's wall clock (RFC 3339, UTC) with ``uncertainty_s``: a time source for boxes without any.
     """
