@@ -1,0 +1,70 @@
+"""Which artefacts and engines may run a graph on this box, best first.
+
+What this module keeps true (promise 5): an engine that was asked for by name and is not there is an error (``strict``); only
+``auto`` passes over what is missing, and each candidate that was passed over is said. The file that ships is always the
+last candidate, on the CPU: whatever was derived or built from it can be refused without leaving the clinic without a reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import msgspec
+
+from appliance.inference.bundle import Bundle, Graph
+from appliance.inference.cache import Cache
+from appliance.inference.engine import Engine, EngineError
+
+Setting = Literal["auto", "cpu", "cuda", "tensorrt-ort", "tensorrt"]
+SETTINGS: tuple[Setting, ...] = ("auto", "cpu", "cuda", "tensorrt-ort", "tensorrt")
+
+
+class NotBuiltError(EngineError):
+    """The plan of this engine has not been built on this box yet; ``building``: it is being built now."""
+
+    def __init__(self, message: str, *, building: bool = False) -> None:
+        super().__init__(message)
+        self.building = building
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One way to run a graph.
+
+    ``strict``: its absence is an error, not a reason to take the next. ``discard`` removes its artefact after it failed the
+    golden check.
+    """
+
+    label: str
+    load: Callable[[], Engine]
+    strict: bool = False
+    discard: Callable[[], None] | None = None
+
+
+def setting(name: str) -> Setting:
+    """``name`` as a setting; raises ``EngineError`` naming the choices."""
+    if name not in SETTINGS:
+        raise EngineError(f"no engine is called {name!r}; choose one of {', '.join(SETTINGS)}")
+    return name
+
+
+def candidates(bundle: Bundle, graph: Graph, wanted: Setting, _cache: Cache) -> Iterator[Candidate]:
+    """The candidates for ``graph``, best first; made one by one, so that what is not needed is not tried."""
+    if wanted != "cpu" and "tensorrt" in graph.engines:
+        yield from _accelerated(bundle, graph, wanted)
+    yield Candidate("as shipped, on the CPU", lambda: _shipped(bundle, graph, "cpu"))
+
+
+def _accelerated(bundle: Bundle, graph: Graph, wanted: Setting) -> Iterator[Candidate]:
+    from appliance.inference import onnx
+
+    strict = wanted != "auto"
+    if wanted == "cuda" or (not strict and onnx.PROVIDERS["cuda"] in onnx.installed()):
+        yield Candidate("ONNX Runtime on CUDA", lambda: _shipped(bundle, graph, "cuda"), strict=strict)
+
+
+def _shipped(bundle: Bundle, graph: Graph, provider: Literal["cpu", "cuda"]) -> Engine:
+    from appliance.inference import onnx
+
+    sha256 = bundle.description.files[graph.file]
+    return onnx.load(bundle.path(graph.file), provider=provider, precision=graph.precision, sha256=sha256)
