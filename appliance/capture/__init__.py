@@ -1,0 +1,1 @@
+"""The ways in: every capture comes through the one door of ``intake``."""

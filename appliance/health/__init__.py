@@ -1,0 +1,1 @@
+"""Whether the box is well: its clock, its watchdog, its numbers."""

@@ -1,0 +1,225 @@
+"""Captures: their states, in order, and the only legal steps between them.
+
+Rules, in the order of a capture's life:
+
+1. ``keep``: the blob is durable before the row is written; the same bytes are the same capture, once. The same SOP Instance
+   UID with other bytes is another capture, kept, and marked as conflicting with the first.
+2. ``begin_attempt`` is written *before* a reading starts, so that a capture that takes the process down is counted even when
+   the whole box goes down. The third failed attempt sets it aside: it is not tried again, it still goes to a human.
+3. ``checked`` needs ``kept``, ``read`` needs ``checked``, ``reported`` needs ``read``, ``delivered`` needs ``reported`` and
+   that nothing of the capture waits in the outbox or among the transfers.
+4. A result is written once per revision; doing a step again that is already done is an ``IllegalTransition``
+   for the caller to notice, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from appliance.records import Capture, CaptureState, Reading, Triage
+from appliance.store.errors import IllegalTransition, StoreError
+from appliance.store.journal import Journal, Row, Transaction
+from appliance.store.keys import BoxKey
+
+ATTEMPTS = 3
+
+_ORDER = tuple(state.value for state in CaptureState)
+
+
+class Kept(NamedTuple):
+    """The answer of ``keep``. ``duplicate``: these bytes were kept before. ``conflict``: same instance, other bytes."""
+
+    capture_id: str
+    duplicate: bool
+    conflict: bool
+
+
+class Entry(NamedTuple):
+    """A capture with where it stands."""
+
+    sequence: int
+    capture: Capture
+    state: CaptureState
+    attempts: int
+    set_aside: str
+    conflicts_with: str
+
+
+class Captures:
+    """The state machine of captures in a journal."""
+
+    def __init__(self, journal: Journal, key: BoxKey) -> None:
+        self._journal = journal
+        self._key = key
+
+    def keep(self, tx: Transaction, capture: Capture, urgency: int = 1) -> Kept:
+        """Write the row of a capture whose blob is durable. Lower ``urgency`` is read first."""
+        if tx.one("SELECT 1 FROM capture WHERE id = ?", capture.id):
+            return Kept(capture.id, duplicate=True, conflict=False)
+        instance = self._blind("instance", capture.instance_uid)
+        other = (
+            tx.one("SELECT id FROM capture WHERE instance_key = ? ORDER BY sequence", instance) if instance else None
+        )
+        patient = capture.patient
+        tx.insert(
+            "INSERT INTO capture (id, sha256, size, modality, state, urgency, study_key, instance_key, patient_key,"
+            " conflicts_with, boot_id, monotonic_ns, wall, sealed) VALUES (?, ?, ?, ?, 'kept', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            capture.id,
+            capture.sha256,
+            capture.size,
+            capture.modality.value,
+            urgency,
+            self._blind("study", capture.study_uid),
+            instance,
+            self._blind("patient", f"{patient.issuer}\0{patient.id}" if patient.id else ""),
+            other["id"] if other else "",
+            capture.received.boot_id,
+            capture.received.monotonic_ns,
+            capture.received.wall,
+            self._key.seal(msgspec.json.encode(capture), f"capture:{capture.id}"),
+        )
+        return Kept(capture.id, duplicate=False, conflict=other is not None)
+
+    def begin_attempt(self, tx: Transaction, capture_id: str) -> int:
+        """Count an attempt at reading before it starts; returns its number, from 1."""
+        row = self._need(tx, capture_id, CaptureState.KEPT)
+        if row["set_aside"] or row["attempts"] >= ATTEMPTS:
+            raise IllegalTransition(f"capture {capture_id}: already tried {row['attempts']} times")
+        tx.run("UPDATE capture SET attempts = attempts + 1 WHERE id = ?", capture_id)
+        return int(row["attempts"]) + 1
+
+    def take_back_attempt(self, tx: Transaction, capture_id: str) -> None:
+        """Uncount an attempt that ended for a reason that isn't the capture's (the box is stopping)."""
+        self._need(tx, capture_id, CaptureState.KEPT)
+        tx.run("UPDATE capture SET attempts = max(0, attempts - 1) WHERE id = ?", capture_id)
+
+    def checked(self, tx: Transaction, capture_id: str) -> None:
+        """The capture was decoded and its quality judged (or it was set aside)."""
+        self._advance(tx, capture_id, CaptureState.KEPT, CaptureState.CHECKED)
+
+    def read(self, tx: Transaction, reading: Reading, wall: str, revision: int = 0) -> None:
+        """There is a reading, or the reason why there is none."""
+        self._advance(tx, reading.capture_id, CaptureState.CHECKED, CaptureState.READ)
+        tx.insert(
+            "INSERT INTO reading (capture_id, revision, triage, status, wall, sealed) VALUES (?, ?, ?, ?, ?, ?)",
+            reading.capture_id,
+            revision,
+            reading.triage.value,
+            reading.status,
+            wall,
+            self._key.seal(msgspec.json.encode(reading), f"reading:{reading.capture_id}:{revision}"),
+        )
+
+    def set_aside(self, tx: Transaction, capture_id: str, reason: str) -> None:
+        """Give up reading it, visibly; it is still reported to a human."""
+        self._need(tx, capture_id, CaptureState.KEPT)
+        tx.run("UPDATE capture SET set_aside = ? WHERE id = ?", reason, capture_id)
+
+    def reported(self, tx: Transaction, capture_id: str) -> None:
+        """Result and transfers stand in the outbox (same transaction)."""
+        if tx.one("SELECT 1 FROM outbox WHERE capture_id = ? AND leaf = 'result'", capture_id) is None:
+            raise IllegalTransition(f"capture {capture_id}: reported without a result in the outbox")
+        self._advance(tx, capture_id, CaptureState.READ, CaptureState.REPORTED)
+
+    def delivered_if_complete(self, tx: Transaction, capture_id: str) -> bool:
+        """Mark delivered once nothing of the capture waits; whether it is delivered now."""
+        row = tx.one("SELECT state FROM capture WHERE id = ?", capture_id)
+        if row is None or row["state"] == CaptureState.DELIVERED.value:
+            return row is not None
+        open_rows = tx.one(
+            "SELECT (SELECT count(*) FROM outbox WHERE capture_id = ?1 AND state <> 'delivered')"
+            " + (SELECT count(*) FROM transfer WHERE capture_id = ?1 AND state <> 'delivered') AS n",
+            capture_id,
+        )
+        if row["state"] != CaptureState.REPORTED.value or open_rows is None or open_rows["n"]:
+            return False
+        self._advance(tx, capture_id, CaptureState.REPORTED, CaptureState.DELIVERED)
+        return True
+
+    def reopen(self, tx: Transaction, capture_id: str) -> None:
+        """The hub lost what it had confirmed (restored from a backup): delivered becomes reported again."""
+        self._advance(tx, capture_id, CaptureState.DELIVERED, CaptureState.REPORTED)
+
+    def next(self, states: tuple[Literal["kept", "checked", "read"], ...], limit: int = 100) -> list[str]:
+        """Ids of captures in these states, most urgent first, then in the order they came."""
+        marks = ", ".join("?" * len(states))
+        rows = self._journal.all(
+            f"SELECT id FROM capture WHERE state IN ({marks}) ORDER BY urgency, sequence LIMIT ?",  # noqa: S608 - marks only
+            *states,
+            limit,
+        )
+        return [row["id"] for row in rows]
+
+    def get(self, capture_id: str) -> Entry:
+        """One capture; raises ``StoreError`` if there is none of this id."""
+        row = self._journal.one("SELECT * FROM capture WHERE id = ?", capture_id)
+        if row is None:
+            raise StoreError(f"no capture {capture_id!r} on this box")
+        return self._entry(row)
+
+    def latest(self, limit: int = 100) -> list[Entry]:
+        """The captures that came last, newest first."""
+        return [
+            self._entry(row) for row in self._journal.all("SELECT * FROM capture ORDER BY sequence DESC LIMIT ?", limit)
+        ]
+
+    def of_patient(self, patient_id: str, issuer: str = "") -> list[Entry]:
+        """All captures of a patient, in the order they came."""
+        key = self._blind("patient", f"{issuer}\0{patient_id}")
+        return [
+            self._entry(row)
+            for row in self._journal.all("SELECT * FROM capture WHERE patient_key = ? ORDER BY sequence", key)
+        ]
+
+    def reading(self, capture_id: str) -> Reading | None:
+        """The newest reading of a capture."""
+        row = self._journal.one(
+            "SELECT revision, sealed FROM reading WHERE capture_id = ? ORDER BY revision DESC LIMIT 1", capture_id
+        )
+        if row is None:
+            return None
+        plain = self._key.unseal(row["sealed"], f"reading:{capture_id}:{row['revision']}")
+        return msgspec.json.decode(plain, type=Reading)
+
+    def counts(self) -> dict[str, int]:
+        """How many captures stand in each state, ``set_aside`` and ``conflicts`` beside."""
+        counts = dict.fromkeys(_ORDER, 0)
+        for row in self._journal.all("SELECT state, count(*) AS n FROM capture GROUP BY state"):
+            counts[row["state"]] = row["n"]
+        sums = self._journal.one("SELECT sum(set_aside <> '') AS a, sum(conflicts_with <> '') AS c FROM capture")
+        counts["set_aside"] = (sums["a"] or 0) if sums else 0
+        counts["conflicts"] = (sums["c"] or 0) if sums else 0
+        return counts
+
+    def triage_counts(self) -> dict[Triage, int]:
+        """Readings by triage level."""
+        rows = self._journal.all("SELECT triage, count(*) AS n FROM reading GROUP BY triage")
+        return {Triage(row["triage"]): row["n"] for row in rows}
+
+    def _need(self, tx: Transaction, capture_id: str, state: CaptureState) -> Row:
+        row = tx.one("SELECT * FROM capture WHERE id = ?", capture_id)
+        if row is None:
+            raise StoreError(f"no capture {capture_id!r} on this box")
+        if row["state"] != state.value:
+            raise IllegalTransition(f"capture {capture_id} is {row['state']}, not {state.value}")
+        return row
+
+    def _advance(self, tx: Transaction, capture_id: str, before: CaptureState, after: CaptureState) -> None:
+        self._need(tx, capture_id, before)
+        tx.run("UPDATE capture SET state = ? WHERE id = ?", after.value, capture_id)
+
+    def _entry(self, row: Row) -> Entry:
+        plain = self._key.unseal(row["sealed"], f"capture:{row['id']}")
+        return Entry(
+            sequence=row["sequence"],
+            capture=msgspec.json.decode(plain, type=Capture),
+            state=CaptureState(row["state"]),
+            attempts=row["attempts"],
+            set_aside=row["set_aside"],
+            conflicts_with=row["conflicts_with"],
+        )
+
+    def _blind(self, kind: str, text: str) -> str:
+        return self._key.blind(f"{kind}:{text}") if text else ""

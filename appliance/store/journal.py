@@ -1,0 +1,220 @@
+"""The journal: one SQLite file (WAL, synchronous=FULL) in which every state and transition is written.
+
+What this module keeps true: a write that returned is on the disk; a write that raised changed nothing. One thread writes;
+what arrives while it waits for the disk is committed together with one fsync (a group), each write in a savepoint of its
+own, so that one that fails takes no other with it. Reading never waits for writing. State machines stand in modules of
+their own (``captures``, ``outbox``, ``transfers``, ``inbox``) and get a ``Transaction``: only ``Journal.write`` makes one.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from appliance.store import schema
+from appliance.store.errors import StoreError, StoreFull
+from appliance.store.reserve import Reserve
+
+T = TypeVar("T")
+Row = sqlite3.Row
+
+GROUP = 100
+"""Most writes committed together."""
+
+_IOERR, _FULL = 10, 13  # sqlite3.h; Python 3.10 doesn't name them
+
+
+class Transaction:
+    """The right to write, handed out by ``Journal.write`` for the time of one function."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def run(self, sql: str, *values: Any) -> int:
+        """Execute one statement; the number of rows it changed."""
+        return self._connection.execute(sql, values).rowcount
+
+    def insert(self, sql: str, *values: Any) -> int:
+        """Execute an INSERT; the new row's id."""
+        return self._connection.execute(sql, values).lastrowid or 0
+
+    def all(self, sql: str, *values: Any) -> list[Row]:
+        """The rows of a query, as this transaction sees them."""
+        return self._connection.execute(sql, values).fetchall()
+
+    def one(self, sql: str, *values: Any) -> Row | None:
+        """The first row of a query, or ``None``."""
+        row: Row | None = self._connection.execute(sql, values).fetchone()
+        return row
+
+
+class Journal:
+    """The SQLite file, its one writer and its readers."""
+
+    def __init__(self, path: Path, reserve: Reserve | None = None) -> None:
+        self.path = path
+        self._reserve = reserve
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self.groups = 0
+        self.writes = 0
+        self._queue: queue.SimpleQueue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._connection = _open(path)
+        schema.migrate(self._connection)
+        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
+        self._thread.start()
+
+    def write(self, function: Callable[[Transaction], T]) -> T:
+        """Run ``function`` in a transaction; durable when this returns, undone when it raises."""
+        return self.submit(function).result()
+
+    def submit(self, function: Callable[[Transaction], T]) -> Future[T]:
+        """Like ``write``, without waiting: the future is done when the write is durable."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise StoreError("the journal is closed; the program is stopping")
+            self._queue.put((function, future))
+        return future
+
+    def all(self, sql: str, *values: Any) -> list[Row]:
+        """The rows of a query over what is committed."""
+        return self._reader().execute(sql, values).fetchall()
+
+    def one(self, sql: str, *values: Any) -> Row | None:
+        """The first row of a query over what is committed, or ``None``."""
+        row: Row | None = self._reader().execute(sql, values).fetchone()
+        return row
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A reader that sees one state of the journal throughout."""
+        connection = self._reader()
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Commit what was submitted, then close."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
+        self._thread.join()
+        for connection in self._readers:
+            connection.close()
+        self._connection.close()
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _connect(self.path)
+            connection.execute("PRAGMA query_only=ON")
+            self._local.connection = connection
+            with self._lock:
+                self._readers.append(connection)
+        return connection
+
+    def _serve(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group, stop = [first], False
+            while len(group) < GROUP and not self._queue.empty():
+                item = self._queue.get()
+                if item is None:
+                    stop = True
+                    break
+                group.append(item)
+            self._commit(group)
+            if stop:
+                return
+
+    def _commit(self, group: list[tuple[Callable[[Transaction], Any], Future[Any]]]) -> None:
+        results = self._attempt(group)
+        if results is None and self._reserve is not None and self._reserve.release():
+            results = self._attempt(group)  # the reserve made room: once more, all of it
+        if results is None:
+            error = StoreFull(
+                f"{self.path}: the disk is full or failing; free space or replace it, nothing saved is lost"
+            )
+            for _, future in group:
+                future.set_exception(error)
+            return
+        self.groups += 1
+        self.writes += len(group)
+        for (_, future), (value, problem) in zip(group, results, strict=True):
+            if problem is None:
+                future.set_result(value)
+            else:
+                future.set_exception(problem)
+
+    def _attempt(
+        self, group: list[tuple[Callable[[Transaction], Any], Future[Any]]]
+    ) -> list[tuple[Any, BaseException | None]] | None:
+        """Run and commit the group; ``None`` if the disk did not take it (then nothing of it happened)."""
+        connection = self._connection
+        results: list[tuple[Any, BaseException | None]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for function, _ in group:
+                connection.execute("SAVEPOINT one")
+                try:
+                    results.append((function(Transaction(connection)), None))
+                except Exception as problem:  # handed to the caller, who asked for this function
+                    if _is_full(problem):
+                        raise
+                    connection.execute("ROLLBACK TO one")
+                    results.append((None, problem))
+                connection.execute("RELEASE one")
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if _is_full(error):
+                return None
+            failed = StoreError(f"{self.path}: {error}; run bedside doctor")
+            return [(None, failed)] * len(group)
+        return results
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}; it is not a journal or the disk is failing, run bedside doctor") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA wal_autocheckpoint=2000")
+    return connection
+
+
+def _is_full(problem: BaseException) -> bool:
+    if not isinstance(problem, sqlite3.OperationalError):
+        return False
+    code = getattr(problem, "sqlite_errorcode", None)
+    return (
+        (code & 0xFF) in (_IOERR, _FULL)
+        if isinstance(code, int)
+        else "full" in str(problem) or "disk I/O" in str(problem)
+    )

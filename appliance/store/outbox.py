@@ -1,0 +1,154 @@
+"""The outbox: everything that must reach the hub, closed only by the hub's receipt (promise 3), most urgent first (promise 4).
+
+Rules:
+
+1. A message is put in the same transaction as the state that it reports. Putting the same id again with the same bytes
+   changes nothing; with other bytes it is refused: ids derive from content.
+2. Nothing is ever marked as sent: sending is not a state. What the link sent and has no receipt for is sent again.
+3. A row is closed only by a receipt of the same id *and* SHA-256. A ``conflict`` or ``refused`` receipt sets it aside,
+   visibly; it is not sent again by itself.
+4. Order: priority, then sequence. Priorities are those of ``Priority``; a transfer's bytes share one order with messages.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal, NamedTuple
+
+from appliance.records import Triage
+from appliance.store.errors import IllegalTransition
+from appliance.store.journal import Journal, Row, Transaction
+from appliance.store.keys import BoxKey
+
+Outcome = Literal["delivered", "conflict", "refused"]
+
+
+class Priority(enum.IntEnum):
+    """The order of the uplink (promise 4): the smallest number that waits is sent next."""
+
+    CRITICAL_RESULT = 0
+    RECEIPT = 1
+    CRITICAL_PREVIEW = 2
+    URGENT_RESULT = 3
+    RESULT = 4
+    URGENT_PREVIEW = 5
+    PREVIEW = 6
+    CRITICAL_ORIGINAL = 7
+    URGENT_ORIGINAL = 8
+    ORIGINAL = 9
+    TELEMETRY = 10
+
+    @staticmethod
+    def of(kind: Literal["result", "preview", "original"], triage: Triage) -> Priority:
+        """The priority of a result, a preview or an original of this triage level."""
+        order = {
+            "result": (Priority.CRITICAL_RESULT, Priority.URGENT_RESULT, Priority.RESULT),
+            "preview": (Priority.CRITICAL_PREVIEW, Priority.URGENT_PREVIEW, Priority.PREVIEW),
+            "original": (Priority.CRITICAL_ORIGINAL, Priority.URGENT_ORIGINAL, Priority.ORIGINAL),
+        }
+        return order[kind][triage.rank]
+
+
+class Item(NamedTuple):
+    """A message that waits."""
+
+    sequence: int
+    id: str
+    capture_id: str
+    leaf: str
+    priority: int
+    critical: bool
+    sha256: str
+    payload: bytes
+
+
+class Outbox:
+    """The state machine of outgoing messages."""
+
+    def __init__(self, journal: Journal, key: BoxKey) -> None:
+        self._journal = journal
+        self._key = key
+
+    def put(
+        self,
+        tx: Transaction,
+        *,
+        message_id: str,
+        capture_id: str,
+        leaf: str,
+        priority: int,
+        sha256: str,
+        payload: bytes,
+    ) -> bool:
+        """Add a message; whether it is new."""
+        row = tx.one("SELECT sha256 FROM outbox WHERE id = ?", message_id)
+        if row is not None:
+            if row["sha256"] != sha256:
+                raise IllegalTransition(f"{message_id}: already in the outbox with other content")
+            return False
+        tx.insert(
+            "INSERT INTO outbox (id, capture_id, leaf, priority, critical, sha256, size, sealed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            message_id,
+            capture_id,
+            leaf,
+            int(priority),
+            int(priority == Priority.CRITICAL_RESULT),
+            sha256,
+            len(payload),
+            self._key.seal(payload, f"outbox:{message_id}"),
+        )
+        return True
+
+    def close(self, tx: Transaction, message_id: str, sha256: str, outcome: Outcome, reason: str = "") -> str | None:
+        """Apply a receipt; the capture it belongs to, or ``None`` if no waiting row has this id and hash."""
+        row = tx.one("SELECT capture_id, sha256, state FROM outbox WHERE id = ?", message_id)
+        if row is None or row["state"] == "delivered" or (row["state"] != "waiting" and outcome != "delivered"):
+            return None
+        if row["sha256"] != sha256:
+            return None
+        tx.run("UPDATE outbox SET state = ?, reason = ? WHERE id = ?", outcome, reason[:500], message_id)
+        capture_id: str = row["capture_id"]
+        return capture_id
+
+    def reopen(self, tx: Transaction, capture_id: str) -> int:
+        """Send everything of a capture again (the hub asked for it); how many rows."""
+        return tx.run("UPDATE outbox SET state = 'waiting', reason = '' WHERE capture_id = ?", capture_id)
+
+    def waiting(self, limit: int = 200, *, after: tuple[int, int] = (-1, -1)) -> list[Item]:
+        """What waits, most urgent first, behind (priority, sequence) ``after``."""
+        rows = self._journal.all(
+            "SELECT * FROM outbox WHERE state = 'waiting' AND (priority, sequence) > (?, ?)"
+            " ORDER BY priority, sequence LIMIT ?",
+            *after,
+            limit,
+        )
+        return [self._item(row) for row in rows]
+
+    def state(self, message_id: str) -> str | None:
+        """The state of a message."""
+        row = self._journal.one("SELECT state FROM outbox WHERE id = ?", message_id)
+        return row["state"] if row else None
+
+    def totals(self) -> tuple[int, int]:
+        """Messages and bytes that wait."""
+        row = self._journal.one("SELECT count(*) AS n, coalesce(sum(size), 0) AS b FROM outbox WHERE state = 'waiting'")
+        return (row["n"], row["b"]) if row else (0, 0)
+
+    def set_aside(self) -> list[Row]:
+        """Rows that the hub refused or that conflict there, for a human to look at."""
+        return self._journal.all(
+            "SELECT id, capture_id, state, reason FROM outbox WHERE state IN ('conflict', 'refused')"
+        )
+
+    def _item(self, row: Row) -> Item:
+        return Item(
+            sequence=row["sequence"],
+            id=row["id"],
+            capture_id=row["capture_id"],
+            leaf=row["leaf"],
+            priority=row["priority"],
+            critical=bool(row["critical"]),
+            sha256=row["sha256"],
+            payload=self._key.unseal(row["sealed"], f"outbox:{row['id']}"),
+        )

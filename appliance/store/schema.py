@@ -1,0 +1,118 @@
+"""The journal's schema and how an older journal becomes a present one.
+
+What this module keeps true: migrations only go forward, each in one transaction, so that a power cut in the middle leaves
+the version before; a journal written by a newer program is refused, not guessed at.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from appliance.store.errors import StoreError
+
+_VERSION_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE capture (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    modality TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('kept', 'checked', 'read', 'reported', 'delivered')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    set_aside TEXT NOT NULL DEFAULT '',
+    urgency INTEGER NOT NULL DEFAULT 1,
+    study_key TEXT NOT NULL DEFAULT '',
+    instance_key TEXT NOT NULL DEFAULT '',
+    patient_key TEXT NOT NULL DEFAULT '',
+    conflicts_with TEXT NOT NULL DEFAULT '',
+    boot_id TEXT NOT NULL,
+    monotonic_ns INTEGER NOT NULL,
+    wall TEXT NOT NULL,
+    sealed BLOB NOT NULL
+) STRICT;
+CREATE INDEX capture_state ON capture (state, set_aside, urgency, sequence);
+CREATE INDEX capture_instance ON capture (instance_key) WHERE instance_key <> '';
+CREATE INDEX capture_blob ON capture (sha256);
+CREATE TABLE reading (
+    capture_id TEXT NOT NULL REFERENCES capture (id),
+    revision INTEGER NOT NULL,
+    triage TEXT NOT NULL,
+    status TEXT NOT NULL,
+    wall TEXT NOT NULL,
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (capture_id, revision)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE outbox (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    capture_id TEXT NOT NULL,
+    leaf TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    critical INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'conflict', 'refused')),
+    reason TEXT NOT NULL DEFAULT '',
+    sealed BLOB NOT NULL
+) STRICT;
+CREATE INDEX outbox_waiting ON outbox (priority, sequence) WHERE state = 'waiting';
+CREATE INDEX outbox_capture ON outbox (capture_id);
+CREATE TABLE transfer (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    capture_id TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('preview', 'original')),
+    priority INTEGER NOT NULL,
+    critical INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    encoding TEXT NOT NULL DEFAULT '',
+    confirmed INTEGER NOT NULL DEFAULT 0,
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'conflict', 'refused')),
+    reason TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX transfer_waiting ON transfer (priority, sequence) WHERE state = 'waiting';
+CREATE INDEX transfer_capture ON transfer (capture_id);
+CREATE INDEX transfer_blob ON transfer (sha256);
+CREATE TABLE inbox (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    leaf TEXT NOT NULL,
+    capture_id TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    wall TEXT NOT NULL,
+    conflicts INTEGER NOT NULL DEFAULT 0,
+    sealed BLOB NOT NULL
+) STRICT;
+CREATE INDEX inbox_capture ON inbox (capture_id);
+CREATE TABLE usage (
+    day TEXT PRIMARY KEY,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    critical_bytes INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    wall TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    monotonic_ns INTEGER NOT NULL,
+    event TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    chain TEXT NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the journal to the present version; raises ``StoreError`` for one from a newer program."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"the journal has schema {version}, this program knows {len(MIGRATIONS)}; install the newer program again"
+        )
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")

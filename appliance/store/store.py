@@ -1,0 +1,133 @@
+"""The store as a whole: opened once, repaired at start, closed at the end.
+
+What this module keeps true: two programs never have the same state folder open (an advisory lock); after ``open_store``
+everything that had been acknowledged is there and everything half done is either finished, removed or reported.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance.config import StorageConfig
+from appliance.records import Moment
+from appliance.store import audit
+from appliance.store.captures import Captures
+from appliance.store.errors import StoreError
+from appliance.store.files import Files, RealFiles
+from appliance.store.inbox import Inbox
+from appliance.store.journal import Journal, Transaction
+from appliance.store.keys import BoxKey, open_key
+from appliance.store.outbox import Outbox
+from appliance.store.reserve import Reserve
+from appliance.store.transfers import Transfers
+from appliance.store.vault import Vault
+
+MB = 1 << 20
+
+
+class Repair(NamedTuple):
+    """What start-up found and did. ``missing``: captures whose blob is gone (set aside, reported)."""
+
+    unfinished: int
+    orphans: int
+    missing: tuple[str, ...]
+    sequence: int
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing had to be done."""
+        return not (self.unfinished or self.orphans or self.missing)
+
+
+class Store:
+    """Everything that must survive."""
+
+    def __init__(self, config: StorageConfig, now: Callable[[], Moment], files: Files | None = None) -> None:
+        self.folder = Path(config.state)
+        self.now = now
+        self.files: Files = files or RealFiles()
+        try:
+            self.files.make_folder(self.folder)
+        except OSError as error:
+            raise StoreError(f"{self.folder}: {error.strerror}; make it writable or set storage.state") from error
+        self._lock = _lock(self.folder)
+        self.reserve = Reserve(self.folder / "reserve", config.reserve * MB)
+        self.refuse_below = config.refuse_below * MB
+        self.key: BoxKey = open_key(self.folder, self.files)
+        self.vault = Vault(self.folder / "vault", self.key, self.files)
+        self.journal = Journal(self.folder / "journal.sqlite", self.reserve)
+        self.captures = Captures(self.journal, self.key)
+        self.outbox = Outbox(self.journal, self.key)
+        self.transfers = Transfers(self.journal)
+        self.inbox = Inbox(self.journal, self.key)
+        self._same_key()
+        self.reserve.hold()
+        self.repair = self._repair()
+
+    def free(self) -> int:
+        """Bytes left for captures before intake stops (negative: it has stopped)."""
+        return self.files.free(self.folder) - self.refuse_below
+
+    def note(self, event: str, subject: str, detail: str = "") -> None:
+        """Write an entry to the audit log."""
+        moment = self.now()
+        self.journal.write(lambda tx: audit.append(tx, moment, event, subject, detail))
+
+    def close(self) -> None:
+        """Commit what was submitted and let go of the folder."""
+        self.journal.close()
+        os.close(self._lock)
+
+    def _same_key(self) -> None:
+        mark = self.key.blind("bedside journal")
+        row = self.journal.one("SELECT value FROM meta WHERE key = 'box-key'")
+        if row is not None and row["value"] != mark:
+            self.close()
+            raise StoreError(
+                f"{self.folder}: the journal was sealed with another box key; put its box.key back from the backup"
+            )
+        if row is None:
+            self.journal.write(lambda tx: tx.run("INSERT INTO meta (key, value) VALUES ('box-key', ?)", mark))
+
+    def _repair(self) -> Repair:
+        unfinished = list(self.vault.unfinished())
+        for path in unfinished:
+            self.files.remove(path)
+        known = {
+            row["sha256"] for row in self.journal.all("SELECT sha256 FROM capture UNION SELECT sha256 FROM transfer")
+        }
+        there = set(self.vault.blobs())
+        orphans = there - known
+        for sha256 in orphans:  # never acknowledged: its row was never committed, so the sender still has it
+            self.vault.remove(sha256)
+        missing = tuple(
+            row["id"]
+            for row in self.journal.all("SELECT id, sha256 FROM capture WHERE state <> 'delivered' AND set_aside = ''")
+            if row["sha256"] not in there
+        )
+        moment = self.now()
+
+        def mend(tx: Transaction) -> int:
+            for capture_id in missing:
+                tx.run("UPDATE capture SET set_aside = 'its file is gone from the disk' WHERE id = ?", capture_id)
+            detail = f"unfinished={len(unfinished)} orphans={len(orphans)} missing={len(missing)}"
+            audit.append(tx, moment, "start", "store", detail)
+            row = tx.one("SELECT coalesce(max(sequence), 0) AS n FROM capture")
+            return int(row["n"]) if row else 0
+
+        sequence = self.journal.write(mend)
+        return Repair(len(unfinished), len(orphans), missing, sequence)
+
+
+def _lock(folder: Path) -> int:
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise StoreError(f"{folder}: another program has this state folder open; stop it first") from error
+    return fd
