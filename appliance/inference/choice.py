@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from appliance.inference.bundle import Bundle, Graph
-from appliance.inference.cache import Cache
+from appliance.inference.cache import Artefact, Cache
 from appliance.inference.engine import Engine, EngineError
 
 Setting = Literal["auto", "cpu", "cuda", "tensorrt-ort", "tensorrt"]
@@ -48,10 +48,11 @@ def setting(name: str) -> Setting:
     return name
 
 
-def candidates(bundle: Bundle, graph: Graph, wanted: Setting, _cache: Cache) -> Iterator[Candidate]:
+def candidates(bundle: Bundle, graph: Graph, wanted: Setting, cache: Cache) -> Iterator[Candidate]:
     """The candidates for ``graph``, best first; made one by one, so that what is not needed is not tried."""
     if wanted != "cpu" and "tensorrt" in graph.engines:
         yield from _accelerated(bundle, graph, wanted)
+    yield from _derived(bundle, graph, cache)
     yield Candidate("as shipped, on the CPU", lambda: _shipped(bundle, graph, "cpu"))
 
 
@@ -61,6 +62,18 @@ def _accelerated(bundle: Bundle, graph: Graph, wanted: Setting) -> Iterator[Cand
     strict = wanted != "auto"
     if wanted == "cuda" or (not strict and onnx.PROVIDERS["cuda"] in onnx.installed()):
         yield Candidate("ONNX Runtime on CUDA", lambda: _shipped(bundle, graph, "cuda"), strict=strict)
+
+
+def _derived(bundle: Bundle, graph: Graph, cache: Cache) -> Iterator[Candidate]:
+    from appliance.inference import forms, onnx
+
+    def load(made: Artefact) -> Engine:
+        return onnx.load(made.path, precision=graph.precision, sha256=made.sha256)
+
+    there = cache.get(forms.facts(bundle, graph))
+    if there is not None:
+        yield Candidate("derived for this CPU", lambda: load(there), discard=lambda: cache.drop(there))
+    yield Candidate("derived anew for this CPU", lambda: load(forms.make(bundle, graph, cache)))
 
 
 def _shipped(bundle: Bundle, graph: Graph, provider: Literal["cpu", "cuda"]) -> Engine:

@@ -27,7 +27,7 @@ PROVIDERS: dict[Provider, str] = {
     "tensorrt-ort": "TensorrtExecutionProvider",
 }
 _LIBRARIES = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt-ort": "libonnxruntime_providers_tensorrt.so"}
-_FAILURES: tuple[type[Exception], ...] = (
+FAILURES: tuple[type[Exception], ...] = (
     *(
         error
         for error in vars(state).values()
@@ -98,7 +98,7 @@ class OnnxEngine:
         wanted = self._outputs if outputs is None else outputs
         try:
             return dict(zip(wanted, self._run(wanted, inputs), strict=True))
-        except _FAILURES as error:
+        except FAILURES as error:
             raise self._failure(error, inputs) from error
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ def load(
         chain.append(("CPUExecutionProvider", {}))
     try:
         session = ort.InferenceSession(str(model), options(), providers=chain, enable_fallback=0)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise EngineError(f"{model}: {wanted} does not take it ({error}); install the bundle again") from error
     session.disable_fallback()
     active = session.get_providers()[0]

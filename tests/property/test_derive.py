@@ -1,0 +1,165 @@
+"""What is derived for a CPU says what ships, with no more error than quantisation itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from appliance.inference import derive
+from appliance.inference.engine import EngineError
+from appliance.inference.forms import optimise
+from appliance.inference.onnx import load
+from tests.networks import KINDS, images, quantised
+
+SLOW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def run(path: Path, pictures: np.ndarray) -> np.ndarray:
+    return load(path).run({"image": pictures})["logits"]
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+@SLOW
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**16),
+    method=st.sampled_from(["minmax", "percentile"]),
+    unsigned=st.booleans(),
+)
+def test_the_derived_form_differs_by_no_more_than_quantisation_itself(
+    kind: str, seed: int, method: str, unsigned: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        fp32, int8 = quantised(kind, Path(folder), seed=seed, method=method)
+        target = Path(folder) / "derived.onnx"
+        derive.write(int8, target, unsigned=unsigned)
+        pictures = images(24, seed=seed + 1)
+        exact, shipped, derived = (run(path, pictures) for path in (fp32, int8, target))
+    quantisation = distance(shipped, exact)
+    assert distance(derived, shipped) <= 1.5 * quantisation + 1e-3
+    assert distance(derived, exact) <= 1.25 * quantisation + 1e-3
+
+
+@SLOW
+@given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**16), pictures=st.integers(1, 4))
+def test_the_ort_form_says_exactly_what_the_derived_form_says(kind: str, seed: int, pictures: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        _, int8 = quantised(kind, Path(folder), seed=seed)
+        derived, optimised = Path(folder) / "derived.onnx", Path(folder) / "model.ort"
+        derive.write(int8, derived, unsigned=True)
+        optimise(derived, optimised)
+        batch = images(pictures, seed=seed)
+        np.testing.assert_array_equal(run(derived, batch), run(optimised, batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_quantised_layer_becomes_an_integer_kernel(kind: str, tmp_path: Path) -> None:
+    _, int8 = quantised(kind, tmp_path)
+    derived, optimised = tmp_path / "derived.onnx", tmp_path / "optimised.onnx"
+    derive.write(int8, derived, unsigned=True)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(optimised)
+    options.log_severity_level = 3
+    ort.InferenceSession(str(derived), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(derived).graph.node
+    quantised_after = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    wanted = sum(node.op_type in {"Conv", "Gemm"} and node.output[0] in quantised_after for node in nodes)
+    kernels = Counter(node.op_type for node in onnx.load(optimised).graph.node)
+    assert kernels["QLinearConv"] + kernels["QGemm"] >= wanted
+    assert wanted >= {"mobilenet": 9, "resnet": 6, "densenet": 1}[kind]
+
+
+def chain(*, bias: float, weight_scale: float = 0.01) -> onnx.ModelProto:
+    """image → Q/DQ → 1×1 convolution, one weight of 5 steps and a bias → Q/DQ → ReLU6 → Q/DQ → logits."""
+    values = {
+        "s0": np.float32(0.02),
+        "s1": np.float32(0.05),
+        "s2": np.float32(6 / 127),
+        "z": np.int8(0),
+        "w": np.full((1, 1, 1, 1), 5, np.int8),
+        "ws": np.array([weight_scale], np.float32),
+        "wz": np.zeros(1, np.int8),
+        "b": np.array([bias], np.float32),
+        "low": np.float32(0),
+        "high": np.float32(6),
+    }
+    node = helper.make_node
+    nodes = [
+        node("QuantizeLinear", ["image", "s0", "z"], ["q0"]),
+        node("DequantizeLinear", ["q0", "s0", "z"], ["d0"]),
+        node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], axis=0),
+        node("Conv", ["d0", "dw", "b"], ["c"]),
+        node("QuantizeLinear", ["c", "s1", "z"], ["q1"]),
+        node("DequantizeLinear", ["q1", "s1", "z"], ["d1"]),
+        node("Clip", ["d1", "low", "high"], ["r"]),
+        node("QuantizeLinear", ["r", "s2", "z"], ["q2"]),
+        node("DequantizeLinear", ["q2", "s2", "z"], ["logits"]),
+    ]
+    shape = ["N", 1, 2, 2]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_activation_and_pair_go_and_their_quantisation_is_unsigned_with_the_same_range() -> None:
+    derived = derive.derive(chain(bias=0.5), unsigned=True)
+    assert [node.op_type for node in derived.graph.node] == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DequantizeLinear",
+        "DequantizeLinear",
+        "Conv",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in derived.graph.initializer}
+    first, last = derived.graph.node[0], derived.graph.node[5]
+    assert (values[first.input[2]].dtype, int(values[first.input[2]])) == (np.uint8, 128)
+    assert (values[last.input[2]].dtype, int(values[last.input[2]])) == (np.uint8, 0)
+    assert float(values[last.input[1]]) * 255 == pytest.approx(6.0, rel=1e-6)
+    assert "z" not in values
+
+
+@given(pixels=st.lists(st.floats(-4, 4, width=32), min_size=4, max_size=4), bias=st.floats(-1, 8))
+@settings(max_examples=60, deadline=None)
+def test_a_saturation_stands_for_relu6(pixels: list[float], bias: float) -> None:
+    shipped = chain(bias=bias)
+    derived = derive.derive(shipped, unsigned=True)
+    image = np.array(pixels, np.float32).reshape(1, 1, 2, 2)
+
+    def output(model: onnx.ModelProto) -> np.ndarray:
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"image": image})[0]
+
+    # Half a step of the pair that went, half a step of the last quantisation, and the bias's own rounding.
+    assert np.max(np.abs(output(derived) - output(shipped))) <= 0.05 / 2 + 6 / 127 / 2 + 6 / 255 / 2 + 1e-3
+
+
+def test_a_bias_beyond_int32_widens_the_step_of_its_dead_channel() -> None:
+    derived = derive.derive(chain(bias=3.0, weight_scale=1e-9), unsigned=True)
+    session = ort.InferenceSession(derived.SerializeToString(), providers=["CPUExecutionProvider"])
+    logits = session.run(None, {"image": np.ones((1, 1, 2, 2), np.float32)})[0]
+    np.testing.assert_allclose(logits, 3.0, atol=6 / 255)
+
+
+def test_a_file_that_is_no_model_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\xff\xff\xff")
+    with pytest.raises(EngineError, match="install the bundle again"):
+        derive.write(tmp_path / "model.onnx", tmp_path / "derived.onnx", unsigned=True)
