@@ -13,6 +13,7 @@ from types import TracebackType
 
 import msgspec
 import structlog
+from typing_extensions import Self
 
 from appliance.records import Capture, Modality, Patient, capture_id
 from appliance.store import audit
@@ -116,7 +117,7 @@ class Incoming:
             self._open = False
             self._writer.abort()
 
-    def __enter__(self) -> Incoming:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

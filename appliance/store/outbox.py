@@ -5,8 +5,8 @@ Rules:
 1. A message is put in the same transaction as the state that it reports. Putting the same id again with the same bytes
    changes nothing; with other bytes it is refused: ids derive from content.
 2. Nothing is ever marked as sent: sending is not a state. What the link sent and has no receipt for is sent again.
-3. A row is closed only by a receipt of the same id *and* SHA-256. A ``conflict`` or ``refused`` receipt sets it aside,
-   visibly; it is not sent again by itself.
+3. A row is closed only by a receipt of the same id *and* SHA-256. A ``conflict`` receipt sets it aside, visibly: it is not
+   sent again by itself. A ``refused`` one leaves it waiting, with the reason beside it: the hub could not take it now.
 4. Order: priority, then sequence. Priorities are those of ``Priority``; a transfer's bytes share one order with messages.
 """
 
@@ -16,11 +16,12 @@ import enum
 from typing import Literal, NamedTuple
 
 from appliance.records import Triage
-from appliance.store.errors import IllegalTransition
+from appliance.store.errors import IllegalTransition, StoreError
 from appliance.store.journal import Journal, Row, Transaction
 from appliance.store.keys import BoxKey
 
 Outcome = Literal["delivered", "conflict", "refused"]
+"""``refused``: the hub can't take it now (its disk is full, say): the row goes on waiting, with the reason beside it."""
 
 
 class Priority(enum.IntEnum):
@@ -50,7 +51,7 @@ class Priority(enum.IntEnum):
 
 
 class Item(NamedTuple):
-    """A message that waits."""
+    """A message that waits; ``size`` is its payload's, in bytes."""
 
     sequence: int
     id: str
@@ -59,7 +60,7 @@ class Item(NamedTuple):
     priority: int
     critical: bool
     sha256: str
-    payload: bytes
+    size: int
 
 
 class Outbox:
@@ -103,11 +104,10 @@ class Outbox:
     def close(self, tx: Transaction, message_id: str, sha256: str, outcome: Outcome, reason: str = "") -> str | None:
         """Apply a receipt; the capture it belongs to, or ``None`` if no waiting row has this id and hash."""
         row = tx.one("SELECT capture_id, sha256, state FROM outbox WHERE id = ?", message_id)
-        if row is None or row["state"] == "delivered" or (row["state"] != "waiting" and outcome != "delivered"):
+        if row is None or row["sha256"] != sha256 or row["state"] == "delivered":
             return None
-        if row["sha256"] != sha256:
-            return None
-        tx.run("UPDATE outbox SET state = ?, reason = ? WHERE id = ?", outcome, reason[:500], message_id)
+        state = "waiting" if outcome == "refused" else outcome
+        tx.run("UPDATE outbox SET state = ?, reason = ? WHERE id = ?", state, reason[:500], message_id)
         capture_id: str = row["capture_id"]
         return capture_id
 
@@ -115,15 +115,21 @@ class Outbox:
         """Send everything of a capture again (the hub asked for it); how many rows."""
         return tx.run("UPDATE outbox SET state = 'waiting', reason = '' WHERE capture_id = ?", capture_id)
 
-    def waiting(self, limit: int = 200, *, after: tuple[int, int] = (-1, -1)) -> list[Item]:
-        """What waits, most urgent first, behind (priority, sequence) ``after``."""
+    def waiting(self, limit: int = 500) -> list[Item]:
+        """What waits, most urgent first."""
         rows = self._journal.all(
-            "SELECT * FROM outbox WHERE state = 'waiting' AND (priority, sequence) > (?, ?)"
-            " ORDER BY priority, sequence LIMIT ?",
-            *after,
+            "SELECT sequence, id, capture_id, leaf, priority, critical, sha256, size FROM outbox"
+            " WHERE state = 'waiting' ORDER BY priority, sequence LIMIT ?",
             limit,
         )
-        return [self._item(row) for row in rows]
+        return [Item(*row) for row in rows]
+
+    def payload(self, message_id: str) -> bytes:
+        """The bytes to send; raises ``StoreError`` if there is no such message."""
+        row = self._journal.one("SELECT sealed FROM outbox WHERE id = ?", message_id)
+        if row is None:
+            raise StoreError(f"no message {message_id!r} in the outbox")
+        return self._key.unseal(row["sealed"], f"outbox:{message_id}")
 
     def state(self, message_id: str) -> str | None:
         """The state of a message."""
@@ -138,17 +144,5 @@ class Outbox:
     def set_aside(self) -> list[Row]:
         """Rows that the hub refused or that conflict there, for a human to look at."""
         return self._journal.all(
-            "SELECT id, capture_id, state, reason FROM outbox WHERE state IN ('conflict', 'refused')"
-        )
-
-    def _item(self, row: Row) -> Item:
-        return Item(
-            sequence=row["sequence"],
-            id=row["id"],
-            capture_id=row["capture_id"],
-            leaf=row["leaf"],
-            priority=row["priority"],
-            critical=bool(row["critical"]),
-            sha256=row["sha256"],
-            payload=self._key.unseal(row["sealed"], f"outbox:{row['id']}"),
+            "SELECT id, capture_id, state, reason FROM outbox WHERE state = 'conflict' OR reason <> ''"
         )

@@ -52,7 +52,7 @@ CREATE TABLE outbox (
     critical INTEGER NOT NULL DEFAULT 0,
     sha256 TEXT NOT NULL,
     size INTEGER NOT NULL,
-    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'conflict', 'refused')),
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'conflict')),
     reason TEXT NOT NULL DEFAULT '',
     sealed BLOB NOT NULL
 ) STRICT;
@@ -70,7 +70,7 @@ CREATE TABLE transfer (
     media_type TEXT NOT NULL,
     encoding TEXT NOT NULL DEFAULT '',
     confirmed INTEGER NOT NULL DEFAULT 0,
-    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'conflict', 'refused')),
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'conflict')),
     reason TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX transfer_waiting ON transfer (priority, sequence) WHERE state = 'waiting';

@@ -87,10 +87,9 @@ class Transfers:
         row = tx.one("SELECT capture_id, sha256, state FROM transfer WHERE id = ?", identity)
         if row is None or row["sha256"] != sha256 or row["state"] == "delivered":
             return None
-        if row["state"] != "waiting" and outcome != "delivered":
-            return None
+        state = "waiting" if outcome == "refused" else outcome
         grown = ", confirmed = size" if outcome == "delivered" else ""
-        tx.run(f"UPDATE transfer SET state = ?, reason = ?{grown} WHERE id = ?", outcome, reason[:500], identity)  # noqa: S608
+        tx.run(f"UPDATE transfer SET state = ?, reason = ?{grown} WHERE id = ?", state, reason[:500], identity)  # noqa: S608
         capture_id: str = row["capture_id"]
         return capture_id
 

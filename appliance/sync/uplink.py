@@ -1,0 +1,321 @@
+"""What is sent next: one scheduler over everything that wants the link (promise 4).
+
+What this module keeps true:
+
+1. The next thing sent is always the most urgent that waits: a critical result overtakes a half-sent image at the next chunk.
+2. Nothing is closed here but by ``receipts``: what was sent and not confirmed is sent again, with growing patience while the
+   hub stays silent.
+3. A transfer goes on from the offset that the hub confirmed last; after a reconnect, chunks wait ``GRACE`` seconds for the
+   receipts that the broker kept meanwhile, so that little is sent twice.
+4. The daily budget stops everything but critical results.
+
+No thread and no clock of its own: ``step`` is called by the link's thread, and by tests with a simulated hub and time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from appliance.config import LinkConfig
+from appliance.protocol import chunks
+from appliance.protocol.messages import ReceiptItem
+from appliance.store import usage
+from appliance.store.journal import Transaction
+from appliance.store.outbox import Item, Outcome, Priority
+from appliance.store.store import MB, Store
+from appliance.store.transfers import Transfer
+from appliance.store.vault import FRAME
+from appliance.sync.pacing import Pacing
+
+GRACE = 0.6
+AWAITING = 500
+"""Messages sent and not yet confirmed by the hub: mosquitto drops what it queues beyond 1,000 for an absent hub."""
+AHEAD = 2 << 20
+"""Bytes of one transfer sent and not yet confirmed by the hub."""
+REFUSED_PAUSE = 600.0
+_OVERHEAD = 60
+_CHUNK_OVERHEAD = 240
+_PATIENCE = 64
+
+
+class Wire(Protocol):
+    """What the scheduler needs of a connection."""
+
+    def publish(
+        self, leaf: str, payload: bytes, token: int, content_type: str, properties: Sequence[tuple[str, str]]
+    ) -> bool:
+        """Hand a QoS 1 message over; ``False`` if the connection is gone. ``token`` comes back in ``acknowledged``."""
+
+
+class _Sending:
+    """A transfer in progress: the cursor and one decrypted frame."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
+        self.confirmed = transfer.confirmed
+        self.cursor = transfer.confirmed
+        self.ended: float | None = None
+        self.frame = -1
+        self.data = b""
+
+    def piece(self, store: Store, size: int) -> bytes:
+        """Up to ``size`` bytes at the cursor, within one frame of the vault."""
+        number, start = divmod(self.cursor, FRAME)
+        if number != self.frame:
+            self.data = next(iter(store.vault.frames(self.transfer.sha256, self.cursor)))
+            self.frame = number
+        return self.data[start : start + size]
+
+
+class Uplink:
+    """The scheduler. ``monotonic`` gives seconds; ``day`` the present date as ``YYYY-MM-DD``."""
+
+    def __init__(
+        self, store: Store, config: LinkConfig, monotonic: Callable[[], float], day: Callable[[], str]
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._monotonic = monotonic
+        self._day = day
+        self._lock = threading.RLock()
+        self._tokens = itertools.count(1)
+        self._pacing = Pacing(config.chunk, config.in_flight)
+        self._wire: Wire | None = None
+        self._awaiting: dict[str, float] = {}
+        self._held: dict[str, float] = {}
+        self._ready: list[Item] = []
+        self._sending: dict[str, _Sending] = {}
+        self._changed = True
+        self._grace_until = 0.0
+        self._patience = 1
+        self._unwritten = [0, 0]
+        self._offsets: dict[str, tuple[str, int]] = {}
+        self._offsets_at = 0.0
+        self._spent = (self._day(), usage.of_day(store.journal, self._day()))
+        self.sent_bytes = 0
+        self.sent_messages = 0
+
+    @property
+    def pacing(self) -> Pacing:
+        """Window and rate, for status and benchmarks."""
+        return self._pacing
+
+    def changed(self) -> None:
+        """Something new waits: look again before the next send."""
+        self._changed = True
+
+    def connected(self, wire: Wire) -> None:
+        """A new connection stands: whatever was on its way is unknown and will be sent again unless receipted."""
+        with self._lock:
+            self._wire = wire
+            self._pacing.reset()
+            self._awaiting.clear()
+            self._sending.clear()
+            self._changed = True
+            self._grace_until = self._monotonic() + GRACE
+
+    def disconnected(self) -> None:
+        """The connection is gone."""
+        with self._lock:
+            self._wire = None
+            self._flush(force=True)
+
+    def acknowledged(self, token: int) -> None:
+        """The broker has a message (PUBACK): room in the window, and no more than that."""
+        with self._lock:
+            self._pacing.acknowledged(token, self._monotonic())
+
+    def step(self) -> float:
+        """Send all that may be sent now; seconds until there may be more without anything new happening."""
+        with self._lock:
+            now = self._monotonic()
+            self._expire(now)
+            self._flush()
+            while self._wire is not None and self._pacing.room():
+                if not self._send_next(now):
+                    break
+                now = self._monotonic()
+            return 0.2 if self._wire is not None else 1.0
+
+    def receipts(self, items: Iterable[ReceiptItem]) -> list[str]:
+        """Apply the hub's receipts durably; the captures that are wholly delivered now."""
+        final: list[tuple[ReceiptItem, Outcome]] = []
+        with self._lock:
+            now = self._monotonic()
+            for item in items:
+                self._patience = 1
+                if item.status == "partial":
+                    self._partial(item)
+                    continue
+                self._awaiting.pop(item.id, None)
+                if item.status == "refused":
+                    self._held[item.id] = now + REFUSED_PAUSE
+                    self._sending.pop(item.id, None)
+                final.append((item, "delivered" if item.status == "stored" else item.status))
+        if not final:
+            return []
+
+        def apply(tx: Transaction) -> list[str]:
+            touched = set()
+            for item, outcome in final:
+                machine = self._store.transfers if item.id.startswith("blob:") else self._store.outbox
+                touched.add(machine.close(tx, item.id, item.sha256, outcome, item.reason))
+            return [one for one in sorted(filter(None, touched)) if self._store.captures.delivered_if_complete(tx, one)]
+
+        delivered = self._store.journal.write(apply)
+        with self._lock:
+            for item, _ in final:
+                self._sending.pop(item.id, None)
+                self._offsets.pop(item.id, None)
+            self._changed = True
+        return delivered
+
+    def _partial(self, item: ReceiptItem) -> None:
+        sending = self._sending.get(item.id)
+        if sending is None or sending.transfer.sha256 != item.sha256:
+            self._offsets[item.id] = (item.sha256, item.offset)
+            return
+        sending.confirmed = min(item.offset, sending.transfer.size)
+        sending.cursor = max(sending.cursor, sending.confirmed)
+        self._offsets[item.id] = (item.sha256, sending.confirmed)
+
+    def _send_next(self, now: float) -> bool:
+        if self._changed or not self._ready:
+            self._reload()
+        message = next((item for item in self._ready if self._may(item.critical)), None)
+        sending = self._next_transfer(now)
+        if message is not None and (sending is None or message.priority <= sending.transfer.priority):
+            self._ready.remove(message)
+            return self._send_message(message, now)
+        return sending is not None and self._send_chunk(sending, now)
+
+    def _reload(self) -> None:
+        self._changed = False
+        self._ready = []
+        if len(self._awaiting) < AWAITING:
+            waiting = self._store.outbox.waiting(AWAITING + len(self._awaiting) + len(self._held))
+            self._ready = [item for item in waiting if item.id not in self._awaiting and item.id not in self._held]
+            self._ready = self._ready[: AWAITING - len(self._awaiting)]
+        waiting_transfers = self._store.transfers.waiting(16 + len(self._held))
+        present = self._sending
+        self._sending = {
+            item.id: present.get(item.id) or self._begin(item)
+            for item in waiting_transfers
+            if item.id not in self._held
+        }
+
+    def _begin(self, transfer: Transfer) -> _Sending:
+        sending = _Sending(transfer)
+        sha256, offset = self._offsets.get(transfer.id, ("", 0))
+        if sha256 == transfer.sha256:
+            sending.confirmed = sending.cursor = min(offset, transfer.size)
+        return sending
+
+    def _next_transfer(self, now: float) -> _Sending | None:
+        if now < self._grace_until or not self._may(critical=False):
+            return None
+        for sending in self._sending.values():
+            if sending.cursor < sending.transfer.size and sending.cursor - sending.confirmed < AHEAD:
+                return sending
+        return None
+
+    def _may(self, critical: bool) -> bool:
+        if critical or not self._config.daily_budget:
+            return True
+        day, (spent, spent_critical) = self._spent
+        if day != self._day():
+            self._spent = (self._day(), usage.of_day(self._store.journal, self._day()))
+            day, (spent, spent_critical) = self._spent
+        return spent - spent_critical < self._config.daily_budget * MB
+
+    def _send_message(self, item: Item, now: float) -> bool:
+        payload = self._store.outbox.payload(item.id)
+        if not self._publish(item.leaf, payload, _OVERHEAD, now, critical=item.critical):
+            return False
+        self._awaiting[item.id] = now + self._config.receipt_timeout * self._patience
+        return True
+
+    def _send_chunk(self, sending: _Sending, now: float) -> bool:
+        transfer = sending.transfer
+        data = sending.piece(self._store, self._pacing.chunk)
+        chunk = chunks.Chunk(
+            capture_id=transfer.capture_id,
+            kind=transfer.kind,
+            sha256=transfer.sha256,
+            offset=sending.cursor,
+            total=transfer.size,
+            media_type=transfer.media_type,
+            data=data,
+            encoding=transfer.encoding,
+        )
+        header = chunks.properties(chunk)
+        if not self._publish("blob", data, _CHUNK_OVERHEAD, now, content_type=transfer.media_type, header=header):
+            return False
+        sending.cursor += len(data)
+        sending.ended = now + self._config.receipt_timeout * self._patience
+        return True
+
+    def _publish(
+        self,
+        leaf: str,
+        payload: bytes,
+        overhead: int,
+        now: float,
+        *,
+        critical: bool = False,
+        content_type: str = "application/json",
+        header: Sequence[tuple[str, str]] = (),
+    ) -> bool:
+        token, size = next(self._tokens), len(payload) + overhead
+        self._pacing.sent(token, size, now)
+        if self._wire is None or not self._wire.publish(leaf, payload, token, content_type, header):
+            self._wire = None
+            return False
+        self.sent_bytes += size
+        self.sent_messages += 1
+        day, (spent, spent_critical) = self._spent
+        self._spent = (day, (spent + size, spent_critical + size * critical))
+        self._unwritten[0] += size
+        self._unwritten[1] += size * critical
+        return True
+
+    def _expire(self, now: float) -> None:
+        """What the hub didn't confirm in time is sent again, more patiently each time."""
+        late = [identity for identity, until in self._awaiting.items() if until <= now]
+        stuck = [one for one in self._sending.values() if one.ended is not None and one.ended <= now]
+        for identity in late:
+            del self._awaiting[identity]
+        for sending in stuck:
+            sending.ended = None
+            sending.cursor = sending.confirmed
+        ended = [identity for identity, until in self._held.items() if until <= now]
+        for identity in ended:
+            del self._held[identity]
+        if late or stuck:
+            self._patience = min(self._patience * 2, _PATIENCE)
+        self._changed = self._changed or bool(late or stuck or ended)
+
+    def _flush(self, *, force: bool = False) -> None:
+        """Write counted bytes and confirmed offsets now and then: losing them costs some bytes, never data."""
+        now = self._monotonic()
+        if not (force or now - self._offsets_at > 2.0) or not (any(self._unwritten) or self._offsets):
+            return
+        self._offsets_at = now
+        (count, critical), self._unwritten = self._unwritten, [0, 0]
+        offsets = {identity: self._offsets[identity] for identity in self._offsets}
+        day = self._spent[0]
+
+        def write(tx: Transaction) -> None:
+            usage.add(tx, day, count, critical)
+            for identity, (sha256, offset) in offsets.items():
+                self._store.transfers.confirm(tx, identity, sha256, offset)
+
+        self._store.journal.submit(write)
+        for identity in offsets.keys() - self._sending.keys():
+            self._offsets.pop(identity, None)
+
+
+__all__ = ["AHEAD", "AWAITING", "GRACE", "Priority", "Uplink", "Wire"]
