@@ -1,0 +1,93 @@
+"""The command ``bedside-hub``: run the hub, run a further worker, print a configuration, look whether all is well.
+
+What this module keeps true: it parses, wires and prints; a fault of the configuration or the machine ends with one
+sentence on standard error and status 1 or 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from hub import config as configuration
+from hub.config import Config, ConfigError
+
+app = typer.Typer(
+    name="bedside-hub",
+    help="Takes in what the bedside boxes send, shows it by urgency, sends the radiologist's word back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The hub's TOML file.", dir_okay=False)]
+_DEFAULT = Path("/etc/bedside/hub.toml")
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
+    typer.echo(f"bedside-hub: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _load(path: Path) -> Config:
+    try:
+        return configuration.load(path)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+@app.command()
+def run(config: ConfigOption = _DEFAULT) -> None:
+    """Run the hub: one ingest worker, the way down, escalation and the pages."""
+    from hub.service import ServiceError, run_hub
+
+    try:
+        run_hub(_load(config))
+    except ServiceError as error:
+        _fail(str(error), 1)
+
+
+@app.command()
+def worker(
+    config: ConfigOption = _DEFAULT,
+    name: Annotated[
+        str, typer.Option(help="This worker's name; the same name again takes over its session at the broker.")
+    ] = "",
+) -> None:
+    """Run one more ingest worker beside the hub; any number may share the messages, on any machine."""
+    from hub.service import ServiceError, run_worker
+
+    try:
+        run_worker(_load(config), name)
+    except ServiceError as error:
+        _fail(str(error), 1)
+
+
+@app.command("config")
+def show_config(
+    example: Annotated[bool, typer.Option("--example", help="Print a commented configuration.")] = False,
+    check: Annotated[Path | None, typer.Option("--check", help="Check this file.", dir_okay=False)] = None,
+) -> None:
+    """Print a commented configuration (--example), or check one (--check FILE)."""
+    if check is not None:
+        _load(check)
+        typer.echo(f"{check}: valid")
+    elif example:
+        typer.echo(configuration.example(), nl=False)
+    else:
+        _fail("say --example to print a configuration or --check FILE to check one")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(metadata.version("bedside"))
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(app())

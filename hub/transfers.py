@@ -1,0 +1,232 @@
+"""Transfers: pieces in any order, more than once, through any worker, become a verified whole.
+
+What this module keeps true: a byte range is in a transfer's row only after the bytes were fsynced; the row is locked while
+its part file is written, so two workers never write one file at once and a whole that is being verified is not written
+to; the first bytes at a place stay (a duplicate never overwrites); a whole whose SHA-256 is wrong starts again from
+nothing. A full disk refuses pieces with a reason and keeps what there is.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, bindparam, select, update
+
+from appliance.protocol.chunks import Chunk, merge, missing
+from hub import tables
+from hub.arrivals import ChunkArrival, Reply
+from hub.blobs import BlobStore
+from hub.database import Database
+
+MAXIMUM_RANGES = 2048
+"""A transfer in more fragments than this (far beyond any sender's window) refuses pieces that open another one."""
+
+_MAXIMUM_RESTARTS = 3
+_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+_transfer = tables.transfer.c
+_LOCKED = (
+    select(tables.transfer).where(_transfer.id.in_(bindparam("ids", expanding=True))).order_by(_transfer.id)
+).with_for_update()
+_OWNERS = select(tables.capture.c.id, tables.capture.c.device).where(
+    tables.capture.c.id.in_(bindparam("ids", expanding=True))
+)
+_UPDATE = (
+    update(tables.transfer)
+    .where(_transfer.id == bindparam("key"))
+    .values(
+        state=bindparam("new_state"),
+        ranges=bindparam("new_ranges"),
+        durable=bindparam("new_durable"),
+        changed_ms=bindparam("now_ms"),
+    )
+)
+
+
+class TransferStore:
+    """Puts pieces away and verifies wholes."""
+
+    def __init__(self, database: Database, blobs: BlobStore, *, refuse_below: int) -> None:
+        """``refuse_below``: free bytes under which pieces are refused."""
+        self._database = database
+        self._blobs = blobs
+        self._refuse_below = refuse_below
+        self._insert = database.insert(tables.transfer).on_conflict_do_nothing(index_elements=["id"])
+        self._insert_blob = database.insert(tables.blob).on_conflict_do_nothing(index_elements=["sha256"])
+
+    def store(self, connection: Connection, arrivals: list[ChunkArrival], now_ms: int) -> tuple[list[Reply], set[str]]:
+        """Take pieces in, inside the caller's transaction; the answers, and the ids of transfers that are now whole."""
+        ordered = sorted(arrivals, key=lambda a: (a.chunk.id, a.chunk.offset))
+        groups = {key: list(group) for key, group in itertools.groupby(ordered, key=lambda a: a.chunk.id)}
+        captures = sorted({a.chunk.capture_id for a in arrivals})
+        owners = {row.id: row.device for row in connection.execute(_OWNERS, {"ids": captures})}
+        connection.execute(self._insert, [_row(group[0], now_ms) for group in groups.values()])
+        rows = {row.id: row for row in connection.execute(_LOCKED, {"ids": sorted(groups)})}
+        full = self._blobs.free() < self._refuse_below
+        replies, changes, whole = [], [], set()
+        for key, group in groups.items():
+            row = rows[key]
+            accepted = []
+            for arrival in group:
+                reason = _contradiction(row, arrival, owners.get(arrival.chunk.capture_id))
+                if reason:
+                    replies.append(_reply(arrival, "refused", 0, reason))
+                else:
+                    accepted.append(arrival)
+            if accepted:
+                reply, change = self._put(row, accepted, full, now_ms)
+                replies.append(reply)
+                changes += change
+                if row.state == "whole" or (change and change[0]["new_state"] == "whole"):
+                    whole.add(key)
+        if changes:
+            connection.execute(_UPDATE, changes)
+        return replies, whole
+
+    def _put(
+        self, row: Row[Any], arrivals: list[ChunkArrival], full: bool, now_ms: int
+    ) -> tuple[Reply, list[dict[str, Any]]]:
+        first = arrivals[0]
+        if row.state == "stored":
+            return _reply(first, "stored", row.total), []
+        if row.state == "whole":
+            return _reply(first, "partial", row.total), []
+        before = _ranges(row.ranges)
+        if before and self._blobs.part_size(row.id) < before[-1][1]:
+            before = []  # the part file was lost (a restored backup): what it held is asked for again
+        pieces = list(_new_pieces(before, [a.chunk for a in arrivals]))
+        after = merge([*before, *((offset, offset + len(data)) for offset, data in pieces)])
+        reason = _FULL if full else _FRAGMENTS if len(after) > max(MAXIMUM_RANGES, len(before)) else ""
+        if pieces and not reason:
+            try:
+                self._blobs.write(row.id, pieces)
+            except OSError as error:
+                if error.errno not in _SPACE:
+                    raise
+                reason = f"{_FULL}: {error.strerror}"
+        if reason:
+            return _reply(first, "refused", _contiguous(before), reason), []
+        durable = _contiguous(after)
+        change = {
+            "key": row.id,
+            "new_state": "whole" if durable == row.total else "open",
+            "new_ranges": msgspec.json.encode(after).decode(),
+            "new_durable": durable,
+            "now_ms": now_ms,
+        }
+        return _reply(first, "partial", durable), [change]
+
+    def finish(self, key: str, now_ms: int) -> tuple[str, int, str]:
+        """Verify a whole transfer and give it its name, in a transaction of its own; (status, offset, reason)."""
+        with self._database.read() as connection:
+            row = connection.execute(_ONE, {"id": key}).one()
+            state = row.state
+        if state == "stored":
+            return "stored", row.total, ""
+        good = self._blobs.finish(key, row.sha256, row.total)
+        with self._database.write() as connection:
+            if good:
+                new = {"sha256": row.sha256, "size": row.total, "created_ms": now_ms}
+                _touch_capture(connection, row.capture_id, now_ms)  # captures are locked before transfers everywhere
+                connection.execute(self._insert_blob, new)
+                _set(connection, key, state="stored", changed_ms=now_ms)
+                return "stored", row.total, ""
+            values = {"state": "open", "ranges": "[]", "durable": 0, "restarts": row.restarts + 1}
+            _set(connection, key, **values, changed_ms=now_ms)
+        if row.restarts + 1 >= _MAXIMUM_RESTARTS:
+            return (
+                "refused",
+                0,
+                "the whole does not have the SHA-256 that was announced, again; check the sender's disk",
+            )
+        return "partial", 0, ""
+
+    def repair(self, now_ms: int) -> dict[str, int]:
+        """Mend what a crash or a restored backup left behind; how many of each. For the start of the hub."""
+        counts = {"verified": 0, "restarted": 0, "discarded": 0, "missing": 0}
+        with self._database.read() as connection:
+            rows = connection.execute(select(_transfer.id, _transfer.state, _transfer.sha256)).all()
+        for row in rows:
+            if row.state == "whole":
+                status, _, _ = self.finish(row.id, now_ms)
+                counts["verified" if status == "stored" else "restarted"] += 1
+            elif row.state == "stored" and not self._blobs.path(row.sha256).exists():
+                with self._database.write() as connection:
+                    _set(connection, row.id, was="stored", state="open", ranges="[]", durable=0, changed_ms=now_ms)
+                counts["missing"] += 1
+        unknown = set(self._blobs.part_ids()) - {row.id for row in rows}
+        for key in unknown:
+            self._blobs.discard(key)
+        counts["discarded"] = len(unknown)
+        return counts
+
+
+_FULL = "the hub's disk for images and recordings is nearly full"
+_FRAGMENTS = "the transfer is in too many fragments; send it in order"
+_ONE = select(tables.transfer).where(_transfer.id == bindparam("id"))
+
+
+def _row(arrival: ChunkArrival, now_ms: int) -> dict[str, Any]:
+    chunk = arrival.chunk
+    return {
+        "id": chunk.id,
+        "device": arrival.address.key,
+        "capture_id": chunk.capture_id,
+        "kind": chunk.kind,
+        "sha256": chunk.sha256,
+        "total": chunk.total,
+        "media_type": chunk.media_type,
+        "encoding": chunk.encoding,
+        "state": "open",
+        "ranges": "[]",
+        "durable": 0,
+        "restarts": 0,
+        "created_ms": now_ms,
+        "changed_ms": now_ms,
+    }
+
+
+def _contradiction(row: Row[Any], arrival: ChunkArrival, owner: str | None) -> str:
+    chunk = arrival.chunk
+    if arrival.address.key != row.device or arrival.address.key != (owner or row.device):
+        return "this capture belongs to another device"
+    if (chunk.total, chunk.media_type, chunk.encoding) != (row.total, row.media_type, row.encoding):
+        return "total, content type or encoding differ from the transfer's first piece"
+    return ""
+
+
+def _reply(arrival: ChunkArrival, status: Any, offset: int, reason: str = "") -> Reply:
+    return Reply(arrival.address, arrival.chunk.id, arrival.chunk.sha256, status, offset, reason)
+
+
+def _ranges(text: str) -> list[tuple[int, int]]:
+    return msgspec.json.decode(text.encode(), type=list[tuple[int, int]])
+
+
+def _contiguous(ranges: list[tuple[int, int]]) -> int:
+    return ranges[0][1] if ranges and ranges[0][0] == 0 else 0
+
+
+def _new_pieces(before: list[tuple[int, int]], chunks: list[Chunk]) -> Iterator[tuple[int, bytes]]:
+    """The parts of ``chunks`` that are not there yet: what was there first stays."""
+    have = list(before)
+    for chunk in chunks:
+        start, end = chunk.offset, chunk.offset + len(chunk.data)
+        inside = [(max(s, start) - start, min(e, end) - start) for s, e in have if s < end and e > start]
+        for gap_start, gap_end in missing(inside, end - start):
+            yield start + gap_start, chunk.data[gap_start:gap_end]
+        have = merge([*have, (start, end)])
+
+
+def _set(connection: Connection, key: str, *, was: str = "whole", **values: Any) -> None:
+    change = update(tables.transfer).where(_transfer.id == key, _transfer.state == was)
+    connection.execute(change.values(**values))
+
+
+def _touch_capture(connection: Connection, capture_id: str, now_ms: int) -> None:
+    captures = tables.capture
+    connection.execute(update(captures).where(captures.c.id == capture_id).values(changed_ms=now_ms))
