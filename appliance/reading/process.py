@@ -1,0 +1,77 @@
+"""The reader as a process of its own: bytes of a request in, bytes of a reading out.
+
+What this module keeps true: a request is answered with a ``Reading`` or fails as a whole; decrypted captures live in this
+process's memory only and never touch the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from appliance.inference.catalogue import Catalogue
+from appliance.reading.reader import Known, Reader
+from appliance.records import Modality
+
+
+class ReadSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process is started with.
+
+    ``vault``: folder of encrypted blobs; ``key``: folder of the box key. ``warm``: modalities whose engines are made ready
+    before the first request (all when empty).
+    """
+
+    models: str
+    cache: str
+    engine: str = "auto"
+    vault: str = ""
+    key: str = ""
+    trusted_keys: tuple[bytes, ...] | None = None
+    warm: tuple[Modality, ...] = ()
+
+
+class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One capture to read: a plain file (``path``) or a blob of the vault (``sha256``), and what is known of it."""
+
+    known: Known
+    path: str = ""
+    sha256: str = ""
+
+
+def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> Callable[[bytes], bytes]:
+    """Open the models and return the function that answers requests (``ReadRequest`` to ``Reading``, both msgpack).
+
+    Args:
+        settings: an encoded ``ReadSettings``.
+        open_blob: SHA-256 (hex) to the blob's plain bytes; the vault of the settings when ``None``.
+    """
+    wanted = msgspec.msgpack.decode(settings, type=ReadSettings)
+    catalogue = Catalogue(Path(wanted.models), Path(wanted.cache), wanted.engine, wanted.trusted_keys)
+    catalogue.open(wanted.warm or None)
+    reader = Reader(catalogue)
+    blob = open_blob or _vault(wanted)
+    requests = msgspec.msgpack.Decoder(ReadRequest)
+    encoder = msgspec.msgpack.Encoder()
+
+    def answer(request: bytes) -> bytes:
+        asked = requests.decode(request)
+        source = blob(asked.sha256) if asked.sha256 else Path(asked.path)
+        return encoder.encode(reader.answer(reader.look(source, asked.known)))
+
+    return answer
+
+
+def _vault(settings: ReadSettings) -> Callable[[str], bytes]:
+    if not settings.vault:
+        return _no_vault
+    from appliance.store.files import RealFiles
+    from appliance.store.keys import open_key
+    from appliance.store.vault import Vault
+
+    return Vault(Path(settings.vault), open_key(Path(settings.key or settings.vault), RealFiles())).read
+
+
+def _no_vault(sha256: str) -> bytes:
+    raise ValueError(f"blob {sha256[:12]}… was asked for, but the process was started without a vault")
