@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from appliance.inference.catalogue import Catalogue
-from appliance.reading.reader import Known, Reader
+from appliance.reading.preview import Preview, preview
+from appliance.reading.reader import Known, Looked, Reader
 from appliance.records import Modality
 
 
@@ -33,15 +34,22 @@ class ReadSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One capture to read: a plain file (``path``) or a blob of the vault (``sha256``), and what is known of it."""
+    """One capture to read: a plain file (``path``) or a blob of the vault (``sha256``), and what is known of it.
+
+    With ``preview`` the answer is the small picture of the capture in place of a reading; asked for right after the
+    reading of the same capture, nothing is decoded again.
+    """
 
     known: Known
     path: str = ""
     sha256: str = ""
+    preview: bool = False
 
 
 def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> Callable[[bytes], bytes]:
-    """Open the models and return the function that answers requests (``ReadRequest`` to ``Reading``, both msgpack).
+    """Open the models and return the function that answers requests: ``ReadRequest`` to ``Reading`` or ``Preview``, msgpack.
+
+    A capture that can't be shown has an empty preview.
 
     Args:
         settings: an encoded ``ReadSettings``.
@@ -55,10 +63,22 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> C
     requests = msgspec.msgpack.Decoder(ReadRequest)
     encoder = msgspec.msgpack.Encoder()
 
+    last: list[Looked] = []
+
+    def look(asked: ReadRequest) -> Looked:
+        source = blob(asked.sha256) if asked.sha256 else Path(asked.path)
+        return reader.look(source, asked.known)
+
     def answer(request: bytes) -> bytes:
         asked = requests.decode(request)
-        source = blob(asked.sha256) if asked.sha256 else Path(asked.path)
-        return encoder.encode(reader.answer(reader.look(source, asked.known)))
+        kept = last.pop() if last else None
+        same = kept is not None and asked.preview and kept.known.capture_id == asked.known.capture_id
+        looked = kept if kept is not None and same else look(asked)
+        if asked.preview:
+            shown = preview(looked.capture) if looked.capture is not None else Preview(media_type="", data=b"")
+            return encoder.encode(shown)
+        last.append(looked)
+        return encoder.encode(reader.answer(looked))
 
     return answer
 

@@ -143,10 +143,10 @@ class Captures:
         self._advance(tx, capture_id, CaptureState.DELIVERED, CaptureState.REPORTED)
 
     def next(self, states: tuple[Literal["kept", "checked", "read"], ...], limit: int = 100) -> list[str]:
-        """Ids of captures in these states, most urgent first, then in the order they came."""
+        """Ids of captures in these states: those not tried before first, most urgent first, then in the order they came."""
         marks = ", ".join("?" * len(states))
         rows = self._journal.all(
-            f"SELECT id FROM capture WHERE state IN ({marks}) ORDER BY urgency, sequence LIMIT ?",  # noqa: S608 - marks only
+            f"SELECT id FROM capture WHERE state IN ({marks}) ORDER BY attempts, urgency, sequence LIMIT ?",  # noqa: S608 - marks only
             *states,
             limit,
         )
