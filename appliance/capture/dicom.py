@@ -157,7 +157,7 @@ class DicomDoor:
             stall_timeout=STALL_TIMEOUT,
         )
         ae._servers.append(self._server)  # noqa: SLF001 - its shutdown() removes it there
-        threading.Thread(target=self._server.serve_forever, name="dicom-door", daemon=True).start()
+        threading.Thread(target=self._server.serve, name="dicom-door", daemon=True).start()
 
     def stop(self) -> None:
         """Close the door. What is being transferred is dropped (the sender is not told it was kept)."""

@@ -213,6 +213,14 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
         """Let ``data`` be read again."""
         self._ahead[:0] = data
 
+    def drain(self) -> bool:
+        """Drop what a peer that was told to go still sends; False once it is gone."""
+        self._ahead.clear()
+        try:
+            return bool(self.socket.recv(PDU_SIZE))
+        except OSError:
+            return False
+
     def recv(self, nr_bytes: int) -> bytearray:
         data = bytearray(nr_bytes)
         with memoryview(data) as view:
@@ -261,6 +269,9 @@ class _Dul(DULServiceProvider):  # type: ignore[misc]
         finally:
             self.assoc.dimse.discard()
             self.waker.close()
+            self.to_user_queue.put(
+                None
+            )  # an association still waiting for its request would else hold its place for long
 
     def stop_dul(self) -> bool:
         if self.state_machine.current_state != "Sta1":
@@ -271,6 +282,10 @@ class _Dul(DULServiceProvider):  # type: ignore[misc]
         return True
 
     def _read_pdu_data(self) -> None:
+        if self.state_machine.current_state == _CLOSING:
+            if not self.socket.drain():
+                self.event_queue.put("Evt17")
+            return
         while True:
             head = self._peek()
             if head is None:
@@ -393,6 +408,11 @@ class StreamingServer(ThreadedAssociationServer):  # type: ignore[misc]
         self.admit = admit
         self.stall_timeout = stall_timeout
         super().__init__(*args, request_handler=_Handler, **named)
+        self._gc = [0, 300]  # its garbage collection stays every 30 s at the shorter poll below
+
+    def serve(self) -> None:
+        """Serve until ``shutdown``; run it in a thread."""
+        self.serve_forever(poll_interval=0.1)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
         """Whether the connection may stay."""
