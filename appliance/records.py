@@ -160,7 +160,7 @@ class Reading(Record, frozen=True, kw_only=True):
 
     ``overlay`` is the activation map of the positive or strongest finding, row-major 8-bit, ``overlay_shape`` (rows,
     columns), stretched over ``overlay_box`` of the picture (top, left, bottom, right as shares of its height and width);
-    empty when there is none.
+    empty when there is none. ``overlay_frame`` is the frame of a cine, 0 first, that it belongs to.
     """
 
     capture_id: str
@@ -181,6 +181,7 @@ class Reading(Record, frozen=True, kw_only=True):
     overlay_shape: tuple[int, int] = (0, 0)
     overlay_finding: str = ""
     overlay_box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    overlay_frame: int = 0
 
 
 class Review(Record, frozen=True, kw_only=True):

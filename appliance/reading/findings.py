@@ -42,11 +42,12 @@ class Answer(NamedTuple):
 
 
 class Overlay(NamedTuple):
-    """An activation map as row-major bytes, its rows and columns, and whose it is."""
+    """An activation map as row-major bytes, its rows and columns, whose it is, and which row of the inputs it is of."""
 
     data: bytes
     shape: tuple[int, int]
     finding: str
+    row: int
 
 
 def answers(bundle: Bundle, outputs: Outputs, age_years: float | None) -> list[Answer]:
@@ -122,7 +123,9 @@ def overlay(found: Sequence[Answer], outputs: Outputs) -> Overlay | None:
     finding = answer.finding
     strength = 1.0 if finding.positive else min(1.0, finding.probability / max(finding.threshold, 1e-6))
     scaled = np.clip(chosen, 0.0, None) * (255.0 * strength / peak)
-    return Overlay(np.rint(scaled).astype(np.uint8).tobytes(), (chosen.shape[0], chosen.shape[1]), finding.id)
+    return Overlay(
+        np.rint(scaled).astype(np.uint8).tobytes(), (chosen.shape[0], chosen.shape[1]), finding.id, answer.frame
+    )
 
 
 def _answer(spec: FindingSpec, outputs: Outputs, age: float) -> Answer:

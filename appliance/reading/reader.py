@@ -197,6 +197,7 @@ class Reader:
             overlay_shape=overlay.shape if overlay else (0, 0),
             overlay_finding=overlay.finding if overlay else "",
             overlay_box=_box(looked.capture, prepared),
+            overlay_frame=_frame(looked.capture, prepared, overlay.row) if overlay else 0,
         )
 
 
@@ -261,6 +262,13 @@ def _box(capture: Picture | Sound | None, prepared: Prepared) -> tuple[float, fl
     rows, columns = np.shape(capture.pixels)[1:3]
     top, left, bottom, right = prepared.map_box
     return (top / rows, left / columns, bottom / rows, right / columns)
+
+
+def _frame(capture: Picture | Sound | None, prepared: Prepared, row: int) -> int:
+    """The frame of the original cine that a row of the inputs came from (only some frames are decoded)."""
+    if not isinstance(capture, Picture) or row >= len(prepared.frames):
+        return 0
+    return int(prepared.frames[row]) * -(-capture.header.frames // len(capture.pixels))
 
 
 def _sentence(text: str) -> str:
