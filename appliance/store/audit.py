@@ -7,7 +7,7 @@ entry that is changed, removed or put between breaks the chain at that place (``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from appliance.records import Moment
 from appliance.store.journal import Journal, Row, Transaction
@@ -39,8 +39,13 @@ def entries(journal: Journal) -> Iterator[Row]:
 
 def verify(journal: Journal) -> int | None:
     """The sequence of the first entry that is not as it was written, or ``None``."""
+    return first_broken(entries(journal))
+
+
+def first_broken(rows: Iterable[Row]) -> int | None:
+    """``verify`` for entries already read, oldest first."""
     before = _START
-    for expected, row in enumerate(entries(journal), start=1):
+    for expected, row in enumerate(rows, start=1):
         fields = (row["wall"], row["boot_id"], row["monotonic_ns"], row["event"], row["subject"], row["detail"])
         if row["sequence"] != expected or row["chain"] != _link(before, *fields):
             return expected

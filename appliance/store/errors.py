@@ -11,6 +11,10 @@ class StoreFull(StoreError):  # noqa: N818 - the condition's name, not a program
     """Too little space: new captures are refused, what is kept stays."""
 
 
+class InUse(StoreError):  # noqa: N818 - the condition's name
+    """Another program has the state folder open."""
+
+
 class IllegalTransition(StoreError):  # noqa: N818
     """A state machine was asked for a step that its present state doesn't allow."""
 

@@ -74,6 +74,11 @@ class Journal:
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether writes wait."""
+        return not self._queue.empty()
+
     def write(self, function: Callable[[Transaction], T]) -> T:
         """Run ``function`` in a transaction; durable when this returns, undone when it raises."""
         return self.submit(function).result()

@@ -16,7 +16,7 @@ from appliance.config import StorageConfig
 from appliance.records import Moment
 from appliance.store import audit
 from appliance.store.captures import Captures
-from appliance.store.errors import StoreError
+from appliance.store.errors import InUse, StoreError
 from appliance.store.files import Files, RealFiles
 from appliance.store.inbox import Inbox
 from appliance.store.journal import Journal, Transaction
@@ -129,5 +129,5 @@ def _lock(folder: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
-        raise StoreError(f"{folder}: another program has this state folder open; stop it first") from error
+        raise InUse(f"{folder}: another program has this state folder open; stop it first") from error
     return fd

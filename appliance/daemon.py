@@ -1,0 +1,209 @@
+"""The daemon: makes the parts, joins them, starts and stops them in order. Nothing else happens here.
+
+What this module keeps true: the doors open last and close first, so that nothing is taken that could not be kept; a door
+that can't open (its port in use) is said with its remedy and tried again, and everything else serves: keeping and sending go
+on without models, reading and keeping go on without a link.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from appliance import __version__
+from appliance.capture.dicom import DicomDoor
+from appliance.capture.folder import FolderDoor
+from appliance.capture.intake import Intake
+from appliance.config import Config
+from appliance.health import notify
+from appliance.health.clock import Clock, kernel_synchronised
+from appliance.health.watchdog import Watchdog
+from appliance.inference import bundle as bundles
+from appliance.inference.bundle import Bundle
+from appliance.inference.worker import Worker
+from appliance.pipeline import Pipeline
+from appliance.protocol.messages import Command, ReviewMessage, Status
+from appliance.protocol.topics import Address
+from appliance.reading.process import ReadSettings
+from appliance.store.store import Store
+from appliance.sync.inbox import Downlink
+from appliance.sync.link import Link
+from appliance.sync.uplink import Uplink
+
+_log = structlog.get_logger(__name__)
+
+_TIME_UNCERTAINTY = 5.0
+_PATIENCE = 120.0
+_MB = 1 << 20
+
+
+class Door(Protocol):
+    """A way in."""
+
+    def start(self) -> None:
+        """Open; ``OSError`` when that is not possible now."""
+
+    def stop(self) -> None:
+        """Close; captures on their way in are finished or leave nothing."""
+
+
+class Daemon:
+    """All parts of the appliance, wired."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.address = Address(config.device.site, config.device.name)
+        self.clock = Clock()
+        self.store = Store(config.storage, self.clock.now)
+        self.worker = Worker(
+            "appliance.reading.process:serve",
+            msgspec.msgpack.encode(
+                ReadSettings(
+                    models=str(config.models_directory),
+                    cache=str(config.models_cache),
+                    engine=config.models.engine,
+                    vault=str(self.store.vault.folder),
+                    key=str(self.store.folder),
+                )
+            ),
+            memory_limit=config.models.memory_limit * _MB,
+        )
+        self.uplink = Uplink(self.store, config.link, time.monotonic, lambda: self.clock.now().wall[:10])
+        self.downlink = Downlink(self.store, self.uplink, self.clock, self._reply, self._arrived)
+        self.link = (
+            Link(config.link, self.address, self.uplink, self.downlink.received, self.status)
+            if config.link.enabled
+            else None
+        )
+        self.pipeline = Pipeline(
+            self.store, self.worker, self.address.key, config.link, config.models.time_limit, self._reported
+        )
+        self.intake = Intake(self.store, self.address.key, self.pipeline.notify)
+        self.doors: dict[str, Door] = {}
+        if config.dicom.enabled:
+            self.doors["dicom"] = DicomDoor(config.dicom, self.intake)
+        if config.folder.enabled:
+            self.doors["folder"] = FolderDoor(config.folder, self.intake)
+        self.closed_doors: dict[str, str] = {}
+        self.bundles = [one for one in bundles.load_all(config.models_directory) if isinstance(one, Bundle)]
+        self._notifier = notify.from_environment()
+        self._watchdog = Watchdog(self._stages(), self._notifier, _PATIENCE)
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Start everything and serve until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stopping.set())
+        self.start()
+        try:
+            while not self._stopping.wait(5.0):
+                self._tend()
+        finally:
+            self.stop()
+
+    def start(self) -> None:
+        """Start the parts, the doors last."""
+        repair = self.store.repair
+        if not repair.clean:
+            _log.warning("store repaired", unfinished=repair.unfinished, orphans=repair.orphans, missing=repair.missing)
+        self.worker.start()
+        self.pipeline.start()
+        if self.link is not None:
+            self.link.start()
+        for name in self.doors:
+            self._open(name)
+        self._watchdog.start()
+        self._notifier.ready(f"serving as {self.address.key}")
+        _log.info("serving", device=self.address.key, version=__version__, doors=sorted(self.doors))
+
+    def stop(self) -> None:
+        """Stop the parts, the doors first."""
+        self._notifier.stopping()
+        self._watchdog.stop()
+        for name, door in self.doors.items():
+            if name not in self.closed_doors:
+                door.stop()
+        self.pipeline.stop()
+        self.worker.stop()
+        if self.link is not None:
+            self.link.stop()
+        self.store.close()
+        _log.info("stopped")
+
+    def status(self, online: bool) -> Status:
+        """The retained status message."""
+        messages, message_bytes = self.store.outbox.totals()
+        transfers, transfer_bytes = self.store.transfers.totals()
+        return Status(
+            online=online,
+            version=__version__,
+            boot_id=self.clock.boot_id,
+            bundles={one.id: one.version for one in self.bundles},
+            waiting_messages=messages + transfers,
+            waiting_bytes=message_bytes + transfer_bytes,
+            captures=sum(self.store.captures.triage_counts().values()),
+            free_bytes=max(0, self.store.free()),
+            clock_uncertainty_s=self.clock.uncertainty(),
+            problems=self.problems(),
+        )
+
+    def problems(self) -> list[str]:
+        """What a technician should know, each with its remedy."""
+        found = [f"The {name} door is closed: {why}" for name, why in self.closed_doors.items()]
+        if self.worker.problem:
+            found.append(f"Reading has stopped: {self.worker.problem}")
+        if self.store.free() <= 0:
+            found.append("The disk is nearly full: new captures are refused until space is freed.")
+        if not self.store.repair.clean and self.store.repair.missing:
+            found.append(f"{len(self.store.repair.missing)} captures lost their file on the disk; check the disk.")
+        return found
+
+    def _open(self, name: str) -> None:
+        try:
+            self.doors[name].start()
+        except OSError as error:
+            why = f"{error.strerror or error}; free its port or change {name}.port, it is tried again"
+            if self.closed_doors.get(name) != why:
+                _log.error("door closed", door=name, reason=why)
+            self.closed_doors[name] = why
+        else:
+            self.closed_doors.pop(name, None)
+
+    def _tend(self) -> None:
+        """What is looked at now and then: closed doors, the clock, the reserve."""
+        for name in list(self.closed_doors):
+            self._open(name)
+        error = kernel_synchronised()
+        if error is not None and error < _TIME_UNCERTAINTY:
+            self.clock.anchor(time.time(), error)
+        if self.store.free() > self.store.reserve.size:
+            self.store.reserve.hold()
+
+    def _stages(self) -> dict[str, Callable[[], tuple[int, bool]]]:
+        stages: dict[str, Callable[[], tuple[int, bool]]] = {
+            "pipeline": lambda: (self.pipeline.progress + self.worker.answered, self.pipeline.working),
+            "journal": lambda: (self.store.journal.groups, self.store.journal.busy),
+        }
+        link = self.link
+        if link is not None:
+            stages["link"] = lambda: (link.progress, link.online)
+        return stages
+
+    def _reply(self, payload: bytes) -> None:
+        if self.link is not None:
+            self.link.reply(payload)
+
+    def _reported(self) -> None:
+        if self.link is not None:
+            self.link.wake()
+
+    def _arrived(self, message: ReviewMessage | Command) -> None:
+        _log.info("from the hub", kind=type(message).__name__, capture=message.capture_id)
+        if isinstance(message, Command) and message.kind == "resend":
+            self._reported()

@@ -1,0 +1,81 @@
+"""What the box holds, read from its journal without disturbing a running daemon."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from appliance.config import Config
+from appliance.store import audit
+from appliance.store.errors import StoreError
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """The journal in numbers. ``captures`` by state, ``readings`` by triage, ``read`` by status."""
+
+    device: str
+    state_folder: str
+    captures: dict[str, int]
+    readings: dict[str, int]
+    read: dict[str, int]
+    waiting_messages: int
+    waiting_transfers: int
+    waiting_bytes: int
+    reviewed: int
+    set_aside: int
+    sent_bytes: int
+
+
+def state_of(config: Config) -> State:
+    """The present state; raises ``StoreError`` when there is no journal yet."""
+    connection = _reader(config)
+    try:
+
+        def pairs(sql: str) -> dict[str, int]:
+            return {row[0]: row[1] for row in connection.execute(sql)}
+
+        def number(sql: str) -> int:
+            return int(connection.execute(sql).fetchone()[0])
+
+        waiting = "FROM transfer WHERE state = 'waiting'"
+        return State(
+            device=f"{config.device.site}/{config.device.name}",
+            state_folder=config.storage.state,
+            captures=pairs("SELECT state, count(*) FROM capture GROUP BY state"),
+            readings=pairs("SELECT triage, count(*) FROM reading GROUP BY triage"),
+            read=pairs("SELECT status, count(*) FROM reading GROUP BY status"),
+            waiting_messages=number("SELECT count(*) FROM outbox WHERE state = 'waiting'"),
+            waiting_transfers=number(f"SELECT count(*) {waiting}"),
+            waiting_bytes=number(f"SELECT coalesce(sum(size - confirmed), 0) {waiting}")
+            + number("SELECT coalesce(sum(size), 0) FROM outbox WHERE state = 'waiting'"),
+            reviewed=number("SELECT count(DISTINCT capture_id) FROM inbox WHERE leaf = 'review'"),
+            set_aside=number("SELECT count(*) FROM capture WHERE set_aside <> ''"),
+            sent_bytes=number("SELECT coalesce(sum(bytes), 0) FROM usage"),
+        )
+    finally:
+        connection.close()
+
+
+def audit_of(config: Config) -> tuple[list[dict[str, Any]], int | None]:
+    """The audit log's entries, oldest first, and the first one that is not as it was written (``None``: unbroken)."""
+    connection = _reader(config)
+    try:
+        rows = connection.execute("SELECT * FROM audit ORDER BY sequence").fetchall()
+    finally:
+        connection.close()
+    return [dict(row) for row in rows], audit.first_broken(rows)
+
+
+def _reader(config: Config) -> sqlite3.Connection:
+    path = config.state / "journal.sqlite"
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+        connection.row_factory = sqlite3.Row
+        connection.execute("SELECT 1 FROM capture LIMIT 1")
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{path}: {error}; start the daemon once with: bedside run --config FILE, or name its configuration"
+        ) from error
+    return connection
