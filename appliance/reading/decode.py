@@ -55,6 +55,10 @@ def decode(
             return decode_sound(data, limits)
     except DecodeError:
         raise
+    except MemoryError as error:
+        raise DecodeError(
+            "too-large", "decoding the file needs more memory than there is", "export it smaller or uncompressed"
+        ) from error
     except BROKEN as error:
         raise DecodeError(
             "damaged", f"the file can't be decoded ({type(error).__name__}: {error})", "copy or send it again"

@@ -12,7 +12,7 @@ import zlib
 import msgspec
 
 BROKEN: tuple[type[Exception], ...] = (
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError),
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, NotImplementedError),
     *(OSError, RuntimeError, TypeError, ValueError, struct.error, zlib.error),
 )
 """What parsers and codecs raise over damaged bytes; caught where they are called, nowhere else."""
