@@ -95,13 +95,19 @@ class Cache:
         return Artefact(path=folder / name, sha256=sha256, facts=dict(facts))
 
     def drop(self, artefact: Artefact) -> None:
-        """Remove an artefact that failed its golden check, so that it is never loaded again."""
+        """Remove an artefact that was refused, so that it is never loaded again."""
         self._remove(artefact.path.parent)
+
+    def drop_facts(self, facts: Mapping[str, str]) -> None:
+        """Remove what was made from ``facts``, whatever it is now."""
+        self._remove(self.folder(facts))
 
     def trim(self, keep: Path | None = None) -> int:
         """Remove what was used longest ago until the folder is within its limit; returns the bytes that remain."""
         folders = []
         for path in self.root.iterdir():
+            if not path.is_dir():
+                continue
             if not path.name.startswith(_PARTIAL):
                 folders.append(path)
             elif time.time() - path.stat().st_mtime > _ABANDONED_S:

@@ -21,7 +21,7 @@ from appliance.inference import bundle as bundles
 from appliance.inference import choice, golden
 from appliance.inference.bundle import Bundle, BundleError, Graph
 from appliance.inference.cache import Cache
-from appliance.inference.engine import Array, Arrays, Engine, EngineError, EngineMissingError
+from appliance.inference.engine import Array, Arrays, Engine, EngineError, EngineMissingError, NotBuiltError
 
 State = Literal["ready", "unbuilt", "building"]
 
@@ -221,7 +221,7 @@ def _serve_graph(
     for candidate in choice.candidates(bundle, graph, wanted, cache):
         try:
             engine = candidate.load()
-        except choice.NotBuiltError as error:
+        except NotBuiltError as error:
             state = "building" if error.building else "unbuilt"
             passed_over.append(f"{graph.name}, {candidate.label}: {error}")
             continue

@@ -14,18 +14,10 @@ import msgspec
 
 from appliance.inference.bundle import Bundle, Graph
 from appliance.inference.cache import Artefact, Cache
-from appliance.inference.engine import Engine, EngineError
+from appliance.inference.engine import Engine, EngineError, NotBuiltError
 
 Setting = Literal["auto", "cpu", "cuda", "tensorrt-ort", "tensorrt"]
 SETTINGS: tuple[Setting, ...] = ("auto", "cpu", "cuda", "tensorrt-ort", "tensorrt")
-
-
-class NotBuiltError(EngineError):
-    """The plan of this engine has not been built on this box yet; ``building``: it is being built now."""
-
-    def __init__(self, message: str, *, building: bool = False) -> None:
-        super().__init__(message)
-        self.building = building
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -51,17 +43,74 @@ def setting(name: str) -> Setting:
 def candidates(bundle: Bundle, graph: Graph, wanted: Setting, cache: Cache) -> Iterator[Candidate]:
     """The candidates for ``graph``, best first; made one by one, so that what is not needed is not tried."""
     if wanted != "cpu" and "tensorrt" in graph.engines:
-        yield from _accelerated(bundle, graph, wanted)
+        yield from _accelerated(bundle, graph, wanted, cache)
     yield from _derived(bundle, graph, cache)
     yield Candidate("as shipped, on the CPU", lambda: _shipped(bundle, graph, "cpu"))
 
 
-def _accelerated(bundle: Bundle, graph: Graph, wanted: Setting) -> Iterator[Candidate]:
-    from appliance.inference import onnx
+def _accelerated(bundle: Bundle, graph: Graph, wanted: Setting, cache: Cache) -> Iterator[Candidate]:
+    from appliance.inference import onnx, tensorrt
 
     strict = wanted != "auto"
+    if wanted == "tensorrt" or (not strict and tensorrt.installed()):
+        yield Candidate(
+            "TensorRT",
+            lambda: _native(bundle, graph, cache),
+            strict=strict,
+            discard=lambda: _drop_native(bundle, graph, cache),
+        )
+    if wanted == "tensorrt-ort" or (not strict and onnx.missing("tensorrt-ort") is None):
+        yield Candidate(
+            "TensorRT in ONNX Runtime",
+            lambda: _through_provider(bundle, graph, cache),
+            strict=strict,
+            discard=lambda: _drop_provider(bundle, graph, cache),
+        )
     if wanted == "cuda" or (not strict and onnx.PROVIDERS["cuda"] in onnx.installed()):
         yield Candidate("ONNX Runtime on CUDA", lambda: _shipped(bundle, graph, "cuda"), strict=strict)
+
+
+def _native(bundle: Bundle, graph: Graph, cache: Cache) -> Engine:
+    from appliance.inference import device, plans, tensorrt
+
+    gpu = device.gpu()
+    plan = cache.get(plans.facts(bundle, graph, gpu, tensorrt.bindings().__version__))
+    if plan is None:
+        raise _unbuilt(cache)
+    try:
+        return tensorrt.load(plan.path, graph, device=gpu.name, sha256=plan.sha256)
+    except NotBuiltError:
+        cache.drop(plan)
+        raise
+
+
+def _drop_native(bundle: Bundle, graph: Graph, cache: Cache) -> None:
+    from appliance.inference import device, plans, tensorrt
+
+    cache.drop_facts(plans.facts(bundle, graph, device.gpu(), tensorrt.bindings().__version__))
+
+
+def _through_provider(bundle: Bundle, graph: Graph, cache: Cache) -> Engine:
+    from appliance.inference import device, provider_plans
+
+    built = provider_plans.find(bundle, graph, device.gpu(), cache)
+    if built is None:
+        raise _unbuilt(cache)
+    return provider_plans.load(bundle, graph, built)
+
+
+def _drop_provider(bundle: Bundle, graph: Graph, cache: Cache) -> None:
+    from appliance.inference import device, provider_plans
+
+    cache.drop_facts(provider_plans.facts(bundle, graph, device.gpu()))
+
+
+def _unbuilt(cache: Cache) -> NotBuiltError:
+    from appliance.inference import plans
+
+    if plans.building(cache.root) is not None:
+        return NotBuiltError("its plan is being built; the next best engine serves until then", building=True)
+    return NotBuiltError("its plan was not built on this box yet; run bedside models build")
 
 
 def _derived(bundle: Bundle, graph: Graph, cache: Cache) -> Iterator[Candidate]:

@@ -27,6 +27,14 @@ class EngineMissingError(EngineError):
     """A runtime or one of its libraries that was asked for is not on this box; the message names it."""
 
 
+class NotBuiltError(EngineError):
+    """This engine has no plan that was built on this box; ``building``: one is being built now."""
+
+    def __init__(self, message: str, *, building: bool = False) -> None:
+        super().__init__(message)
+        self.building = building
+
+
 class DeviceLostError(EngineError):
     """The device's context is broken for good (a sticky CUDA error): only a new process can use the device again."""
 
