@@ -54,13 +54,7 @@ _HEART = re.compile(
 _POSITIONS = ("aortic", "pulmonary", "tricuspid", "mitral", "erb")
 
 FOLDERS: Mapping[str, Modality] = {modality.value: modality for modality in Modality}
-MEDIA_TYPES: Mapping[str, str] = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".wav": "audio/wav",
-    ".flac": "audio/flac",
-}
+_DICOMDIR = "1.2.840.10008.1.3.10"
 
 
 def media_type_of(beginning: bytes) -> str:
@@ -133,21 +127,31 @@ def facts_of(file: Path | bytes, source: str, modality: Modality = Modality.OTHE
     return reader.finish()
 
 
+class UnknownKind(NotDicom):
+    """The file is of no kind the box takes."""
+
+
 class FileReader:
     """Learns a file's facts while its bytes pass by; feed it all of them, in order."""
 
     _BEGINNING = 1 << 12
+    _END = 1 << 10
 
     def __init__(self, source: str, modality: Modality = Modality.OTHER) -> None:
         self.media_type = ""
         self._source = source
         self._modality = modality
         self._beginning = bytearray()
+        self._end = b""
+        self._size = 0
+        self._claimed = 0
         self._data_set: DataSetReader | None = None
         self._known = False
 
     def feed(self, data: bytes) -> None:
-        """Go on with ``data``; raises ``NotDicom``."""
+        """Go on with ``data``; raises ``NotDicom``, or ``UnknownKind`` as soon as its beginning has been seen."""
+        self._size += len(data)
+        self._end = data[-self._END :] if len(data) >= self._END else (self._end + data)[-self._END :]
         if self._data_set is not None:
             self._data_set.feed(data)
         elif not self._known:
@@ -168,16 +172,24 @@ class FileReader:
                     "the DICOM data set has no SOP Class UID or SOP Instance UID; send it again from its source"
                 )
             return facts
+        if (self.media_type == "image/png" and b"IEND" not in self._end) or self._size < self._claimed:
+            raise NotDicom(f"the {self.media_type.split('/')[1].upper()} file is cut off; copy it again")
         return Facts(modality=self._modality, media_type=self.media_type, source=self._source, patient=Patient())
 
     def _recognise(self) -> None:
         beginning = bytes(self._beginning)
         self._known = True
         self.media_type = media_type_of(beginning)
+        if not beginning:
+            raise UnknownKind("the file is empty")
         if self.media_type in {"", "application/zip"}:
-            raise NotDicom("neither DICOM nor PNG, JPEG, WAV or FLAC")
+            raise UnknownKind("neither DICOM nor PNG, JPEG, WAV or FLAC")
+        if self.media_type == "audio/wav" and beginning[4:8] not in {b"\0\0\0\0", b"\xff\xff\xff\xff"}:
+            self._claimed = 8 + int.from_bytes(beginning[4:8], "little")
         if self.media_type == "application/dicom":
             meta = file_meta(beginning)
+            if meta is not None and meta.sop_class_uid == _DICOMDIR:
+                raise UnknownKind("the DICOMDIR of a medium; the images that it lists are taken by themselves")
             syntax = meta.transfer_syntax_uid if meta else looks_like_data_set(beginning)
             self._data_set = DataSetReader(syntax, WANTED)
             self._data_set.feed(beginning[meta.start if meta else 0 :])
