@@ -8,6 +8,7 @@ long cine is decoded, evenly spread.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import warnings
@@ -24,7 +25,7 @@ from pydicom.pixels import as_pixel_options, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import UID
 
-from appliance.reading.decode_limits import BROKEN, DecodeError, Limits, check_size
+from appliance.reading.decode_limits import BROKEN, DecodeError, Limits, check_size, panics_are_errors
 from appliance.reading.dicom_display import display
 from appliance.reading.dicom_frames import baseline_jpeg, codestream_size, encapsulated_frames
 from appliance.reading.dicom_header import header_of, integer, number
@@ -248,11 +249,11 @@ class _Image:
         value = encapsulate([frame])
         plugin = _PLUGINS[self.syntax]
         if plugin in decoder.available_plugins:
-            try:
+            # Another decoder may be more lenient; if none is, the last error tells.
+            with contextlib.suppress(*BROKEN), panics_are_errors():
                 return np.asarray(decoder.as_array(value, index=0, decoding_plugin=plugin, **options)[0])
-            except BROKEN:
-                pass  # another decoder may be more lenient; if none is, the last error tells
-        return np.asarray(decoder.as_array(value, index=0, **options)[0])
+        with panics_are_errors():
+            return np.asarray(decoder.as_array(value, index=0, **options)[0])
 
     def _check_frame(self, frame: bytes) -> None:
         size = codestream_size(frame) if self.syntax != _RLE else None

@@ -6,8 +6,10 @@ that a file *declares* is believed before it has been compared with these limits
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
+from collections.abc import Iterator
 
 import msgspec
 
@@ -16,6 +18,17 @@ BROKEN: tuple[type[Exception], ...] = (
     *(OSError, RuntimeError, TypeError, ValueError, struct.error, zlib.error),
 )
 """What parsers and codecs raise over damaged bytes; caught where they are called, nowhere else."""
+
+
+@contextlib.contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """Turn the panic of a codec written in Rust, which is no ``Exception``, into a ``RuntimeError``."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise RuntimeError(f"the codec gave up: {error}") from error
+        raise
 
 
 class DecodeError(Exception):

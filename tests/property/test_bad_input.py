@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -129,3 +130,15 @@ def test_sequences_nested_a_thousand_deep_are_refused():
         item = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff" + item
     data = written(dicom(film()))
     assert isinstance(ends_well(data[:400] + item), DecodeError)
+
+
+def test_a_run_beyond_the_frame_that_makes_the_rle_codec_panic_is_refused():
+    segment = b"\x81\x05"  # 128 copies of 5 into a segment of 64 pixels
+    frame = struct.pack("<16I", 2, 64, 66, *[0] * 13) + segment * 2
+    dataset = dicom(np.zeros((8, 8), np.uint16))
+    dataset.PixelData = pydicom.encaps.encapsulate([frame])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    outcome = ends_well(written(dataset))
+    assert isinstance(outcome, DecodeError)
+    assert outcome.code == "damaged"
