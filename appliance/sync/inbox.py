@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import structlog
 
-from appliance.health.clock import Clock
 from appliance.protocol import messages
 from appliance.protocol.messages import Command, MessageError, Receipt, ReceiptItem, ReviewMessage
+from appliance.records import Moment
 from appliance.store import audit
-from appliance.store.errors import StoreError
 from appliance.store.journal import Transaction
 from appliance.store.store import Store
 from appliance.sync.uplink import Uplink
@@ -27,6 +26,16 @@ _HUB_TIME_UNCERTAINTY = 2.0
 """Seconds that a hub's time may be off by the way it took, on top of the hub's own uncertainty."""
 
 
+class TimeSource(Protocol):
+    """The clock, as far as this room needs it."""
+
+    def now(self) -> Moment:
+        """The present moment."""
+
+    def anchor_text(self, wall: str, uncertainty_s: float) -> bool:
+        """Somebody says it is ``wall`` (RFC 3339), give or take; whether it is believed."""
+
+
 class Downlink:
     """Takes what comes down. ``reply`` publishes an encoded receipt; ``arrived`` is told of each new review or command."""
 
@@ -34,7 +43,7 @@ class Downlink:
         self,
         store: Store,
         uplink: Uplink,
-        clock: Clock,
+        clock: TimeSource,
         reply: Callable[[bytes], None],
         arrived: Callable[[ReviewMessage | Command], None] = lambda _: None,
     ) -> None:
@@ -93,7 +102,8 @@ class Downlink:
     def _resend(self, tx: Transaction, capture_id: str) -> None:
         row = tx.one("SELECT state FROM capture WHERE id = ?", capture_id)
         if row is None:
-            raise StoreError(f"the hub asked for capture {capture_id}, which is not on this box")
+            _log.warning("the hub asked for a capture that is not on this box", capture=capture_id)
+            return
         self._store.outbox.reopen(tx, capture_id)
         self._store.transfers.reopen(tx, capture_id)
         if row["state"] == "delivered":

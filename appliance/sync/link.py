@@ -127,7 +127,7 @@ class Link:
             began = time.monotonic()
             try:
                 self._connection()
-            except Exception as error:  # the edge of this task: whatever ends a connection, the next one is tried
+            except Exception as error:  # noqa: BLE001 - the edge of this task: whatever ends a connection, the next one is tried
                 self.counts["failed"] += 1
                 self.problem = str(error) or type(error).__name__
                 _log.info("link failed", broker=f"{self._config.host}:{self._config.port}", error=self.problem)
@@ -247,7 +247,7 @@ class Link:
             self._received(leaf, bytes(message.payload))
         except TopicError:
             self.counts["foreign"] += 1
-        except Exception:  # the edge of this task: not durable, so not acknowledged; the broker delivers it again
+        except Exception:  # noqa: BLE001 - the edge of this task: not durable, so not acknowledged; the broker delivers it again
             self.counts["not-taken"] += 1
             _log.exception("a message from the hub could not be taken")
             return

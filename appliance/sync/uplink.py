@@ -93,6 +93,7 @@ class Uplink:
         self._patience = 1
         self._unwritten = [0, 0]
         self._offsets: dict[str, tuple[str, int]] = {}
+        self._unwritten_offsets: set[str] = set()
         self._offsets_at = 0.0
         self._spent = (self._day(), usage.of_day(store.journal, self._day()))
         self.sent_bytes = 0
@@ -174,13 +175,12 @@ class Uplink:
         return delivered
 
     def _partial(self, item: ReceiptItem) -> None:
+        self._offsets[item.id] = (item.sha256, item.offset)
+        self._unwritten_offsets.add(item.id)
         sending = self._sending.get(item.id)
-        if sending is None or sending.transfer.sha256 != item.sha256:
-            self._offsets[item.id] = (item.sha256, item.offset)
-            return
-        sending.confirmed = min(item.offset, sending.transfer.size)
-        sending.cursor = max(sending.cursor, sending.confirmed)
-        self._offsets[item.id] = (item.sha256, sending.confirmed)
+        if sending is not None and sending.transfer.sha256 == item.sha256:
+            sending.confirmed = min(item.offset, sending.transfer.size)
+            sending.cursor = max(sending.cursor, sending.confirmed)
 
     def _send_next(self, now: float) -> bool:
         if self._changed or not self._ready:
@@ -301,11 +301,12 @@ class Uplink:
     def _flush(self, *, force: bool = False) -> None:
         """Write counted bytes and confirmed offsets now and then: losing them costs some bytes, never data."""
         now = self._monotonic()
-        if not (force or now - self._offsets_at > 2.0) or not (any(self._unwritten) or self._offsets):
+        if not (force or now - self._offsets_at > 2.0) or not (any(self._unwritten) or self._unwritten_offsets):
             return
         self._offsets_at = now
         (count, critical), self._unwritten = self._unwritten, [0, 0]
-        offsets = {identity: self._offsets[identity] for identity in self._offsets}
+        offsets = {one: self._offsets[one] for one in self._unwritten_offsets if one in self._offsets}
+        self._unwritten_offsets.clear()
         day = self._spent[0]
 
         def write(tx: Transaction) -> None:
@@ -314,8 +315,6 @@ class Uplink:
                 self._store.transfers.confirm(tx, identity, sha256, offset)
 
         self._store.journal.submit(write)
-        for identity in offsets.keys() - self._sending.keys():
-            self._offsets.pop(identity, None)
 
 
 __all__ = ["AHEAD", "AWAITING", "GRACE", "Priority", "Uplink", "Wire"]
