@@ -1,0 +1,50 @@
+"""Steps that the picture models share: export and quantise a net, score pictures with a graph.
+
+What this module keeps true: what is scored is an ONNX graph, FP32, INT8 as shipped or the form derived from it on x86; the
+three lie side by side as ``NAME.fp32.onnx``, ``NAME.onnx`` and ``NAME.x86.onnx``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.inference import derive
+from tools.train import finetune, lite0, quantise
+
+Floats = npt.NDArray[np.floating]
+
+
+def forms(net: lite0.Lite0, path: Path, calibration: Floats, *, method: str, keep_float: Sequence[str]) -> None:
+    """Write the three forms of ``net``; ``calibration``: model inputs ``[n, 224, 224]`` of training patients."""
+    float_path = path.with_suffix(".fp32.onnx")
+    lite0.export(net, float_path)
+    batches = [{"image": part[:, None].astype(np.float32)} for part in finetune.chunks(calibration, 16)]
+    quantise.quantise(float_path, path, batches, keep_float=[*lite0.KEEP_FLOAT, *keep_float], method=method)
+    derive.write(path, path.with_suffix(".x86.onnx"), unsigned=True)
+
+
+def scored(path: Path, images: Floats, names: Sequence[str]) -> dict[str, Floats]:
+    """Outputs of a graph for model inputs ``[n, 224, 224]``, eight at a time."""
+    return quantise.outputs(
+        path, ({"image": part[:, None].astype(np.float32)} for part in finetune.chunks(images, 8)), names
+    )
+
+
+def speed(path: Path) -> dict[str, float]:
+    """Milliseconds of one picture on one thread: FP32, INT8 as derived on x86, and their ratio (medians, interleaved)."""
+    image = {"image": np.random.default_rng(0).random((1, 1, lite0.SIZE, lite0.SIZE), dtype=np.float32)}
+    running = [quantise.session(path.with_suffix(suffix)) for suffix in (".fp32.onnx", ".x86.onnx")]
+    times: list[list[float]] = [[], []]
+    for turn in range(45):
+        for session, taken in zip(running, times, strict=True):
+            begun = time.perf_counter()
+            session.run(["logits"], image)
+            if turn >= 5:
+                taken.append(1000 * (time.perf_counter() - begun))
+    slow, fast = (float(np.median(taken)) for taken in times)
+    return {"FP32, milliseconds": slow, "INT8 (x86 form), milliseconds": fast, "ratio": slow / fast}

@@ -1,0 +1,170 @@
+"""Train, quantise, measure and write the bundle ``chest-xray``: ``python -m tools.train.chest_xray --data DIR --out DIR``.
+
+What this module keeps true: every figure on the card comes from patients that the measured weights were not trained on
+(folds by patient, INT8 graphs); the shipped weights are trained in the same way on all patients. What is done is kept under
+``--work``, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tools.train import build, chest_data, chest_report, finetune, lite0, settings, splits
+from tools.train.chest_data import Cache, Film
+
+CONFIGURATION = Path(__file__).with_suffix(".toml")
+Log = Callable[[str], None]
+Rows = npt.NDArray[np.bool_]
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table ``[training]``."""
+
+    folds: int
+    seeds: int
+    copies: dict[str, int]
+    per_class: int
+    calibration: int
+    calibration_method: str
+    keep_float: list[str]
+    settings: finetune.Settings
+
+
+def draws(
+    cache: Cache, found: list[Film], targets: npt.NDArray[np.float32], rows: Rows, each: int
+) -> list[finetune.Draw]:
+    """Shares of a batch: ``each`` of every source × class of the films ``rows``, unread films by their probability."""
+    copies = rows[cache.owner]
+    value = targets[cache.owner].astype(np.float64)
+    parts: list[finetune.Draw] = []
+    for source in sorted({film.source for film in found}):
+        own = np.flatnonzero(copies & np.array([film.source == source for film in found])[cache.owner])
+        if len(own):
+            parts += [finetune.Draw(own, weights, each) for weights in (value[own], 1 - value[own])]
+    return parts
+
+
+def fitted(
+    cache: Cache, found: list[Film], rows: Rows, training: Training, path: Path, log: Log, seeds: int | None = None
+) -> lite0.Lite0:
+    """The net trained on the films ``rows``: the mean of the weights of several seeds; kept in ``path``."""
+    net = lite0.imagenet(1)
+    if path.exists():
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net.eval()
+    targets = chest_data.targets(found, rows)
+    examples = finetune.Examples(cache.maps, targets[cache.owner][:, None])
+    batch = draws(cache, found, targets, rows, training.per_class)
+    nets = [
+        finetune.train(examples, batch, training.settings, seed, lambda s, i=seed: log(f"{path.stem} seed {i} {s}"))  # type: ignore[misc]
+        for seed in range(seeds or training.seeds)
+    ]
+    net = finetune.soup(nets)
+    torch.save(net.state_dict(), path)
+    return net
+
+
+def quantised(net: lite0.Lite0, cache: Cache, found: list[Film], rows: Rows, training: Training, path: Path) -> None:
+    """Write the forms of ``net`` to ``path`` and beside it, calibrated on clean films of ``rows``, half of each source."""
+    random = np.random.default_rng(5)
+    chosen = [
+        random.choice(own, min(training.calibration // 2, len(own)), replace=False)
+        for source in sorted({film.source for film in found})
+        if len(own := np.flatnonzero(rows & np.array([film.source == source for film in found])))
+    ]
+    films = cache.images[np.concatenate(chosen)]
+    build.forms(net, path, films, method=training.calibration_method, keep_float=training.keep_float)
+
+
+def held_out(cache: Cache, found: list[Film], training: Training, work: Path, log: Log) -> dict[str, npt.NDArray[Any]]:
+    """Scores of every film by the fold that was not trained on its patient: FP32, INT8 as shipped, INT8 on x86, maps."""
+    strata = [film.source + (film.read or film.label) for film in found]
+    fold = splits.folds([film.patient for film in found], strata, training.folds)
+    n, side = len(found), chest_data.CELLS
+    result: dict[str, npt.NDArray[Any]] = {name: np.zeros(n, np.float32) for name in ("fp32", "int8", "x86")}
+    result |= {"fold": fold, "cam": np.zeros((n, side, side), np.float32)}
+    for number in range(training.folds):
+        rows, away = fold != number, np.flatnonzero(fold == number)
+        path = work / f"chest-fold{number}.onnx"
+        stored = path.with_suffix(".npz")
+        if not stored.exists():
+            net = fitted(cache, found, rows, training, path.with_suffix(".pt"), log)
+            quantised(net, cache, found, rows, training, path)
+            shipped = build.scored(path, cache.images[away], ["logits", "cam"])
+            np.savez(
+                stored,
+                fp32=build.scored(path.with_suffix(".fp32.onnx"), cache.images[away], ["logits"])["logits"][:, 0],
+                int8=shipped["logits"][:, 0],
+                x86=build.scored(path.with_suffix(".x86.onnx"), cache.images[away], ["logits"])["logits"][:, 0],
+                cam=shipped["cam"][:, 0],
+            )
+            log(f"fold {number} scored")
+        with np.load(stored) as part:
+            for name in ("fp32", "int8", "x86", "cam"):
+                result[name][away] = part[name]
+    return result
+
+
+def other_site(
+    cache: Cache, found: list[Film], training: Training, work: Path, log: Log
+) -> dict[str, npt.NDArray[Any]]:
+    """INT8 scores of every film by a net that never saw its source (leave one source out)."""
+    scores = np.zeros(len(found), np.float32)
+    for source in sorted({film.source for film in found}):
+        away = np.array([film.source == source for film in found])
+        path = work / f"chest-without-{source}.onnx"
+        if not path.with_suffix(".npz").exists():
+            net = fitted(cache, found, ~away, training, path.with_suffix(".pt"), log, seeds=1)
+            quantised(net, cache, found, ~away, training, path)
+            np.savez(path.with_suffix(".npz"), int8=build.scored(path, cache.images[away], ["logits"])["logits"][:, 0])
+        with np.load(path.with_suffix(".npz")) as part:
+            scores[away] = part["int8"]
+    return {"int8": scores}
+
+
+def main() -> None:
+    """Read the arguments, run the steps, print what was reached."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds chest-xray/kermany and chest-xray/nih"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument("--work", type=Path, default=Path(".work/chest-xray"), help="where finished steps are kept")
+    arguments = parser.parse_args()
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+
+    def log(text: str) -> None:
+        print(f"{time.monotonic() - begun:6.0f} s  {text}", flush=True)
+
+    configuration = settings.read(CONFIGURATION)
+    training = msgspec.convert(configuration["training"], Training)
+    found = chest_data.films(arguments.data)
+    cache = chest_data.cache(found, arguments.work, training.settings.since, training.copies, log)
+    measured = held_out(cache, found, training, arguments.work, log)
+    elsewhere = other_site(cache, found, training, arguments.work, log)
+    everything = np.ones(len(found), bool)
+    path = arguments.work / "chest-all.onnx"
+    if not path.exists():
+        net = fitted(cache, found, everything, training, path.with_suffix(".pt"), log)
+        quantised(net, cache, found, everything, training, path)
+    log("trained; writing the bundle")
+    run = chest_report.Run(arguments.data, arguments.work, arguments.out, found, cache, measured, elsewhere, path)
+    print(chest_report.write(run, configuration, log))
+
+
+if __name__ == "__main__":
+    main()
