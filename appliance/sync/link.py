@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -64,8 +65,10 @@ class Link:
         self._up = threading.Event()
         self._client: Client | None = None
         self._tokens: dict[int, int] = {}
-        self._tokens_lock = threading.Lock()
+        self._acknowledged: SimpleQueue[int] = SimpleQueue()
+        self._arrived: SimpleQueue[tuple[Client, MQTTMessage] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="link", daemon=True)
+        self._taker = threading.Thread(target=self._take, name="link-taker", daemon=True)
         self.counts: Counter[str] = Counter()
         self.since = time.monotonic()
         self.problem = ""
@@ -77,16 +80,19 @@ class Link:
         return self._up.is_set() and not self._down.is_set()
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
         self._thread.start()
+        self._taker.start()
 
     def stop(self) -> None:
         """Say goodbye if connected, then end the thread."""
         self._stop.set()
         self._down.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        self._arrived.put(None)
+        for thread in (self._thread, self._taker):
+            if thread.is_alive():
+                thread.join(timeout=10)
 
     def wake(self) -> None:
         """Something new waits for the link."""
@@ -108,11 +114,10 @@ class Link:
         if properties:
             header.UserProperty = list(properties)
         topic = self._address.up(leaf)  # type: ignore[arg-type]  # checked by the topic itself
-        with self._tokens_lock:  # PUBACK may come before publish returns
-            info = client.publish(topic, payload, qos=1, properties=header)
-            if info.rc != 0:
-                return False
-            self._tokens[info.mid] = token
+        info = client.publish(topic, payload, qos=1, properties=header)
+        if info.rc != 0:
+            return False
+        self._tokens[info.mid] = token
         return True
 
     def reply(self, payload: bytes) -> None:
@@ -138,8 +143,8 @@ class Link:
     def _connection(self) -> None:
         self._down.clear()
         self._up.clear()
-        with self._tokens_lock:
-            self._tokens.clear()
+        self._tokens.clear()
+        self._acknowledged = SimpleQueue()
         client = self._make_client()
         client.connect(
             self._config.host,
@@ -182,6 +187,7 @@ class Link:
                 next_status = now + STATUS_EVERY
                 client.publish(self._address.up("status"), encode(self._status(True)), qos=1, retain=True)
             self._wake.clear()
+            self._drain_acknowledged()
             pause = self._uplink.step()
             self.progress += 1
             self._wake.wait(pause)
@@ -235,23 +241,34 @@ class Link:
         self._wake.set()
 
     def _on_publish(self, _client: Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
-        with self._tokens_lock:
-            token = self._tokens.pop(mid, None)
-        if token is not None:
-            self._uplink.acknowledged(token)
-            self._wake.set()
+        # paho holds a lock here that publish needs: nothing may be waited for
+        self._acknowledged.put(mid)
+        self._wake.set()
 
     def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
-        try:
-            _, _, leaf = parse(message.topic)
-            self._received(leaf, bytes(message.payload))
-        except TopicError:
-            self.counts["foreign"] += 1
-        except Exception:  # noqa: BLE001 - the edge of this task: not durable, so not acknowledged; the broker delivers it again
-            self.counts["not-taken"] += 1
-            _log.exception("a message from the hub could not be taken")
-            return
-        client.ack(message.mid, message.qos)
+        self._arrived.put((client, message))
+
+    def _drain_acknowledged(self) -> None:
+        while not self._acknowledged.empty():
+            token = self._tokens.pop(self._acknowledged.get(), None)
+            if token is not None:
+                self._uplink.acknowledged(token)
+
+    def _take(self) -> None:
+        """Take what came down, one after another, and acknowledge it to the broker once it is durable."""
+        while (item := self._arrived.get()) is not None:
+            client, message = item
+            try:
+                _, _, leaf = parse(message.topic)
+                self._received(leaf, bytes(message.payload))
+            except TopicError:
+                self.counts["foreign"] += 1
+            except Exception:  # noqa: BLE001 - the edge of this task: not durable, so not acknowledged, so delivered again
+                self.counts["not-taken"] += 1
+                _log.exception("a message from the hub could not be taken")
+                continue
+            client.ack(message.mid, message.qos)
+            self._wake.set()
 
 
 def _one() -> Any:
