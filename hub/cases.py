@@ -1,0 +1,307 @@
+"""What is asked of the database for people: the worklist by urgency then waiting time, one case with its history, devices.
+
+What this module keeps true: nothing here writes; what it returns is typed and frozen, and is at once the JSON of the
+interface and what the pages show. Times leave as RFC 3339 in UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import Connection, Row, func, select
+
+from appliance.protocol.messages import MessageError, Result, ReviewMessage, Status, decode
+from appliance.records import Triage
+from hub import outbox, tables
+
+_capture, _result, _transfer = tables.capture.c, tables.result.c, tables.transfer.c
+TRIAGES = tuple(Triage)
+
+Shown = Literal["open", "reviewed", "all"]
+
+
+class CaseNotFound(Exception):  # noqa: N818 - the state of things, told to who asked
+    """There is no such case."""
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what the interface returns."""
+
+
+class CaseSummary(_Answer, frozen=True, kw_only=True):
+    """A line of the worklist. ``waiting_since``: by the bedside's clock where that can be trusted, else by the hub's."""
+
+    id: str
+    device: str
+    modality: str
+    triage: Triage
+    status: Literal["read", "not_read"]
+    reason: str
+    positive: list[str]
+    patient_id: str
+    patient_name: str
+    patient_age: float | None
+    patient_sex: str
+    waiting_since: str
+    received: str
+    waiting_seconds: float
+    escalation: int
+    open: bool
+    acknowledged_by: str | None
+    claimed_by: str | None
+    decision: str | None
+
+
+class BlobPart(_Answer, frozen=True, kw_only=True):
+    """An image or recording of a case, or how much of it is here."""
+
+    kind: str
+    sha256: str
+    media_type: str
+    encoding: str
+    total: int
+    durable: int
+    state: str
+
+
+class ReviewPart(_Answer, frozen=True, kw_only=True):
+    """A review with its way back to the bedside. ``delivery``: ``waiting``, ``stored``, ``conflict`` or ``refused``."""
+
+    review: ReviewMessage
+    result_id: str
+    delivery: str
+    delivered: str | None
+    attempts: int
+
+
+class EventPart(_Answer, frozen=True, kw_only=True):
+    """One line of the audit log."""
+
+    at: str
+    actor: str
+    action: str
+    detail: str
+
+
+class Case(_Answer, frozen=True, kw_only=True):
+    """Everything about one capture. ``result`` is the highest revision; ``superseded`` holds the earlier results."""
+
+    summary: CaseSummary
+    result: Result
+    superseded: list[str]
+    blobs: list[BlobPart]
+    reviews: list[ReviewPart]
+    conflicts: int
+    history: list[EventPart]
+
+
+class DeviceSummary(_Answer, frozen=True, kw_only=True):
+    """A box: when it was heard of, what it says of itself, what still goes to it, what of its was rejected."""
+
+    key: str
+    online: bool
+    last_seen: str
+    version: str
+    bundles: dict[str, str]
+    waiting_messages: int
+    waiting_bytes: int
+    free_bytes: int
+    captures: int
+    problems: list[str]
+    cases: int
+    open_cases: int
+    unsent: int
+    rejected: int
+    conflicts: int
+
+
+def rfc3339(ms: int) -> str:
+    """Milliseconds since 1970 as RFC 3339 in UTC, to the second."""
+    return datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def worklist(
+    connection: Connection, now_ms: int, *, shown: Shown = "open", device: str = "", limit: int = 200
+) -> list[CaseSummary]:
+    """The cases by urgency, then waiting time (longest first); reviewed ones by last change."""
+    query = select(tables.capture, _result.payload).join(tables.result, _result.id == _capture.result_id).limit(limit)
+    if shown == "open":
+        query = query.where(_capture.open)
+    elif shown == "reviewed":
+        query = query.where(_capture.open.is_(False))
+    if device:
+        query = query.where(_capture.device == device)
+    if shown == "reviewed":
+        query = query.order_by(_capture.changed_ms.desc(), _capture.id)
+    else:
+        query = query.order_by(_capture["rank"], _capture.waiting_ms, _capture.id)
+    return [_summary(row, decode(row.payload, Result), now_ms) for row in connection.execute(query)]
+
+
+def totals(connection: Connection) -> dict[str, int]:
+    """How many cases are open, by triage word, and ``reviewed``."""
+    query = select(_capture.open, _capture["rank"], func.count().label("n")).group_by(_capture.open, _capture["rank"])
+    counts = dict.fromkeys([*(t.value for t in TRIAGES), "reviewed"], 0)
+    for row in connection.execute(query):
+        counts[TRIAGES[row.rank].value if row.open else "reviewed"] += row.n
+    return counts
+
+
+def case(connection: Connection, capture_id: str, now_ms: int) -> Case:
+    """One case; raises ``CaseNotFound``."""
+    query = select(tables.capture, _result.payload).join(tables.result, _result.id == _capture.result_id)
+    row = connection.execute(query.where(_capture.id == capture_id)).one_or_none()
+    if row is None:
+        raise CaseNotFound(capture_id)
+    result = decode(row.payload, Result)
+    others = select(_result.id).where(_result.capture_id == capture_id, _result.id != row.result_id)
+    conflicts = (
+        select(func.count())
+        .select_from(tables.conflict)
+        .where(
+            tables.conflict.c.id.in_(select(_result.id).where(_result.capture_id == capture_id).scalar_subquery()),
+        )
+    )
+    return Case(
+        summary=_summary(row, result, now_ms),
+        result=result,
+        superseded=list(connection.execute(others.order_by(_result.revision)).scalars()),
+        blobs=_blobs(connection, capture_id),
+        reviews=_reviews(connection, capture_id),
+        conflicts=connection.execute(conflicts).scalar_one(),
+        history=_history(connection, capture_id),
+    )
+
+
+def devices(connection: Connection) -> list[DeviceSummary]:
+    """Every box, those heard of last first."""
+    per_device = _counts(connection, _capture.device, tables.capture)
+    open_cases = _counts(connection, _capture.device, tables.capture, _capture.open)
+    unsent = _counts(connection, tables.outbox.c.device, tables.outbox, tables.outbox.c.closed_ms.is_(None))
+    conflicts = _counts(connection, tables.conflict.c.device, tables.conflict)
+    rejections = select(tables.rejection.c.device, func.sum(tables.rejection.c["count"]).label("n"))
+    rejected = {row.device: int(row.n) for row in connection.execute(rejections.group_by(tables.rejection.c.device))}
+    found = []
+    for row in connection.execute(select(tables.device).order_by(tables.device.c.last_seen_ms.desc())):
+        status = _status(row.status)
+        found.append(
+            DeviceSummary(
+                key=row.key,
+                online=row.online,
+                last_seen=rfc3339(row.last_seen_ms),
+                version=status.version,
+                bundles=status.bundles,
+                waiting_messages=status.waiting_messages,
+                waiting_bytes=status.waiting_bytes,
+                free_bytes=status.free_bytes,
+                captures=status.captures,
+                problems=status.problems,
+                cases=per_device.get(row.key, 0),
+                open_cases=open_cases.get(row.key, 0),
+                unsent=unsent.get(row.key, 0),
+                rejected=rejected.get(row.key, 0),
+                conflicts=conflicts.get(row.key, 0),
+            )
+        )
+    return found
+
+
+def last_change(connection: Connection) -> str:
+    """A word that changes whenever the worklist may have changed."""
+    query = select(func.max(_capture.changed_ms), func.count())
+    latest, count = connection.execute(query.select_from(tables.capture)).one()
+    return f"{latest or 0}-{count}"
+
+
+def has_blob(connection: Connection, sha256: str) -> bool:
+    """Whether this content is here, whole."""
+    return connection.execute(select(tables.blob.c.sha256).where(tables.blob.c.sha256 == sha256)).first() is not None
+
+
+def stored_blob(connection: Connection, capture_id: str, kind: str) -> BlobPart | None:
+    """The newest whole transfer of this kind of a case."""
+    return next((b for b in _blobs(connection, capture_id) if b.kind == kind and b.state == "stored"), None)
+
+
+def _summary(row: Row[Any], result: Result, now_ms: int) -> CaseSummary:
+    patient = result.capture.patient
+    strongest = sorted((f for f in result.findings if f.positive), key=lambda f: -f.probability)
+    return CaseSummary(
+        id=row.id,
+        device=row.device,
+        modality=row.modality,
+        triage=TRIAGES[row.rank],
+        status=row.status,
+        reason=result.reason,
+        positive=[finding.label for finding in strongest],
+        patient_id=patient.id,
+        patient_name=patient.name,
+        patient_age=patient.age_years,
+        patient_sex=patient.sex,
+        waiting_since=rfc3339(row.waiting_ms),
+        received=rfc3339(row.received_ms),
+        waiting_seconds=max(0.0, (now_ms - row.waiting_ms) / 1000),
+        escalation=row.escalation,
+        open=row.open,
+        acknowledged_by=row.acknowledged_by,
+        claimed_by=row.claimed_by,
+        decision=row.decision,
+    )
+
+
+def _blobs(connection: Connection, capture_id: str) -> list[BlobPart]:
+    query = select(tables.transfer).where(_transfer.capture_id == capture_id).order_by(_transfer.created_ms.desc())
+    return [
+        BlobPart(
+            kind=row.kind,
+            sha256=row.sha256,
+            media_type=row.media_type,
+            encoding=row.encoding,
+            total=row.total,
+            durable=row.durable,
+            state=row.state,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _reviews(connection: Connection, capture_id: str) -> list[ReviewPart]:
+    query = select(tables.review).where(tables.review.c.capture_id == capture_id)
+    rows = connection.execute(query.order_by(tables.review.c.created_ms.desc())).all()
+    sent = outbox.delivery(connection, [row.id for row in rows])
+    parts = []
+    for row in rows:
+        closed_ms, outcome, attempts = sent.get(row.id, (None, None, 0))
+        parts.append(
+            ReviewPart(
+                review=decode(row.payload, ReviewMessage),
+                result_id=row.result_id,
+                delivery=outcome or "waiting",
+                delivered=rfc3339(closed_ms) if closed_ms else None,
+                attempts=attempts,
+            )
+        )
+    return parts
+
+
+def _history(connection: Connection, capture_id: str) -> list[EventPart]:
+    event = tables.audit_event.c
+    query = select(tables.audit_event).where(event.subject == capture_id).order_by(event.id.desc()).limit(50)
+    return [
+        EventPart(at=rfc3339(row.at_ms), actor=row.actor, action=row.action, detail=row.detail)
+        for row in connection.execute(query)
+    ]
+
+
+def _counts(connection: Connection, column: Any, table: Any, *where: Any) -> dict[str, int]:
+    query = select(column, func.count()).select_from(table).where(*where).group_by(column)
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def _status(payload: bytes | None) -> Status:
+    try:
+        return decode(payload, Status) if payload else Status(online=False)
+    except MessageError:
+        return Status(online=False)

@@ -1,0 +1,317 @@
+"""The JSON interface under ``/api/``: one table of endpoints makes the routes and the OpenAPI document.
+
+What this module keeps true: an endpoint that is not in the table does not exist; every answer is a msgspec structure or
+one of the named media types; a fault is ``{"error": …}`` with a sentence and the right status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from sqlalchemy import exc, select
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from appliance.protocol.messages import ReviewMessage
+from hub import cases, outbox, reviews, tables
+from hub.cases import Case, CaseNotFound, CaseSummary, DeviceSummary, Shown
+from hub.render import Picture, RenderError
+from hub.reviews import ReviewRefused, ReviewRequest
+from hub.web import openapi, pictures
+from hub.web.site import Site, person, site
+
+MAXIMUM_BODY = 64 * 1024
+
+
+class ApiError(Exception):
+    """An answer other than the one asked for: status and a sentence."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What went wrong, in a sentence."""
+
+    error: str
+
+
+class Cases(msgspec.Struct, frozen=True):
+    """A worklist, and how many cases wait in all."""
+
+    cases: list[CaseSummary]
+    totals: dict[str, int]
+
+
+class Who(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who does it; counts only where nobody signs in."""
+
+    reviewer: reviews.Name | None = None
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Who has taken note of the case, or has claimed it (empty: nobody)."""
+
+    by: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The hub in numbers."""
+
+    database: Literal["sqlite", "postgresql"]
+    schema_version: int
+    free_bytes: int
+    open: dict[str, int]
+    unsent: int
+
+
+class Call(NamedTuple):
+    """What an endpoint's function gets: path and query parameters as text, the decoded body, who asks."""
+
+    site: Site
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Any
+    person: str
+
+
+class Endpoint(NamedTuple):
+    """One line of the table. ``returns``: a msgspec type, or a media type for what is not JSON."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    function: Callable[[Call], Any]
+    summary: str
+    returns: Any
+    body: Any = None
+    query: tuple[tuple[str, Any, str], ...] = ()
+
+
+def list_cases(call: Call) -> Cases:
+    """The worklist."""
+    wanted = _checked(call.query.get("shown", "open"), Shown, "shown")
+    limit = _checked(call.query.get("limit", "200"), Limit, "limit")
+    with call.site.database.read() as connection:
+        found = cases.worklist(
+            connection, call.site.clock_ms(), shown=wanted, device=call.query.get("device", ""), limit=limit
+        )
+        return Cases(cases=found, totals=cases.totals(connection))
+
+
+def get_case(call: Call) -> Case:
+    """One case."""
+    with call.site.database.read() as connection:
+        return cases.case(connection, call.path["id"], call.site.clock_ms())
+
+
+def get_image(call: Call) -> Response:
+    """The picture: the original's once that has arrived, otherwise the preview."""
+    path, kind, _, _ = _rendered(call)
+    return FileResponse(path, media_type=kind)
+
+
+def get_pixels(call: Call) -> Response:
+    """A grey original's pixels: 16 bit, little-endian, row by row; size and default window in headers ``x-…``."""
+    _, _, pixels, picture = _rendered(call)
+    if pixels is None or picture is None:
+        raise ApiError(404, "no grey original of this case has arrived")
+    headers = {
+        "x-columns": str(picture.columns),
+        "x-rows": str(picture.rows),
+        "x-window-centre": f"{picture.centre:.6f}",
+        "x-window-width": f"{picture.width:.6f}",
+    }
+    return FileResponse(pixels, media_type="application/octet-stream", headers=headers)
+
+
+def get_overlay(call: Call) -> Response:
+    """The model's activation map, to be stretched over the picture."""
+    with call.site.database.read() as connection:
+        overlay = cases.case(connection, call.path["id"], call.site.clock_ms()).result.overlay
+    if overlay is None:
+        raise ApiError(404, "this result has no activation map")
+    return Response(pictures.overlay_png(overlay), media_type="image/png")
+
+
+def get_blob(call: Call) -> Response:
+    """An image or recording as it was transferred; the type is what its bytes show, not what they claim to be."""
+    sha256 = call.path["sha256"]
+    with call.site.database.read() as connection:
+        known = len(sha256) == 64 and cases.has_blob(connection, sha256)
+    path = call.site.blobs.path(sha256) if known else None
+    if path is None or not path.exists():
+        raise ApiError(404, "no such image or recording here")
+    kind = pictures.kind_of(path)
+    plays = kind.startswith(("image/", "audio/"))
+    headers = {} if plays else {"Content-Disposition": f'attachment; filename="{sha256[:16]}"'}
+    return FileResponse(path, media_type=kind, headers=headers)
+
+
+def post_review(call: Call) -> ReviewMessage:
+    """Accept, modify or reject; goes down to the bedside."""
+    request: ReviewRequest = call.body
+    name = call.person or request.reviewer.strip()
+    if not name:
+        raise ApiError(422, "reviewer: say who you are")
+    with call.site.database.write() as connection:
+        now_ms = call.site.clock_ms()
+        message = reviews.review(connection, call.site.database, call.path["id"], request, name, now_ms)
+    call.site.nudge()
+    return message
+
+
+def post_acknowledge(call: Call) -> Held:
+    """A human has taken note; escalation stops, at the bedside too."""
+    name = _name(call)
+    with call.site.database.write() as connection:
+        reviews.acknowledge(connection, call.site.database, call.path["id"], name, call.site.clock_ms())
+        query = select(tables.capture.c.acknowledged_by).where(tables.capture.c.id == call.path["id"])
+        held = connection.execute(query).scalar_one()
+    call.site.nudge()
+    return Held(by=held or "")
+
+
+def post_claim(call: Call) -> Held:
+    """Claim a case, so that two do not read it; an earlier claim stands."""
+    with call.site.database.write() as connection:
+        held = reviews.claim(connection, call.site.database, call.path["id"], _name(call), call.site.clock_ms())
+    call.site.nudge()
+    return Held(by=held)
+
+
+def post_release(call: Call) -> Held:
+    """Give a claimed case back to all."""
+    with call.site.database.write() as connection:
+        reviews.release(connection, call.path["id"], _name(call), call.site.clock_ms())
+    return Held(by="")
+
+
+def list_devices(call: Call) -> list[DeviceSummary]:
+    """The boxes."""
+    with call.site.database.read() as connection:
+        return cases.devices(connection)
+
+
+def get_health(call: Call) -> Health:
+    """The hub in numbers."""
+    database = call.site.database
+    with database.read() as connection:
+        return Health(
+            database="sqlite" if database.is_sqlite else "postgresql",
+            schema_version=database.version(connection),
+            free_bytes=call.site.blobs.free(),
+            open=cases.totals(connection),
+            unsent=outbox.open_rows(connection),
+        )
+
+
+def get_openapi(_: Call) -> dict[str, Any]:
+    """This document."""
+    return openapi.document(ENDPOINTS, Fault)
+
+
+Limit = openapi.Limit
+_SHOWN = (
+    ("shown", Shown, "which cases: open (default), reviewed or all"),
+    ("device", str, "only this device (site/name)"),
+    ("limit", Limit, "at most so many, 200 unless told"),
+)
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("GET", "/api/cases", list_cases, "The worklist: by urgency, then waiting time", Cases, query=_SHOWN),
+    Endpoint("GET", "/api/cases/{id}", get_case, "One case with its result, reviews and history", Case),
+    Endpoint("GET", "/api/cases/{id}/image", get_image, "The picture, 8 bit", "image/*"),
+    Endpoint("GET", "/api/cases/{id}/pixels", get_pixels, "The picture, 16 bit grey", "application/octet-stream"),
+    Endpoint("GET", "/api/cases/{id}/overlay", get_overlay, "The model's activation map", "image/png"),
+    Endpoint("POST", "/api/cases/{id}/review", post_review, "Review the case", ReviewMessage, ReviewRequest),
+    Endpoint("POST", "/api/cases/{id}/acknowledge", post_acknowledge, "Take note of the case", Held, Who),
+    Endpoint("POST", "/api/cases/{id}/claim", post_claim, "Claim the case", Held, Who),
+    Endpoint("POST", "/api/cases/{id}/release", post_release, "Give the case back to all", Held, Who),
+    Endpoint("GET", "/api/blobs/{sha256}", get_blob, "An image or recording as transferred", "*/*"),
+    Endpoint("GET", "/api/devices", list_devices, "The bedside boxes", list[DeviceSummary]),
+    Endpoint("GET", "/api/health", get_health, "The hub in numbers", Health),
+    Endpoint("GET", "/api/openapi.json", get_openapi, "This interface as an OpenAPI document", dict[str, Any]),
+)
+
+
+def routes() -> list[Route]:
+    """The table as Starlette routes."""
+    return [Route(e.path, _serve(e), methods=[e.method], name=e.function.__name__) for e in ENDPOINTS]
+
+
+def _serve(endpoint: Endpoint) -> Callable[[Request], Any]:
+    async def serve(request: Request) -> Response:
+        try:
+            body = await _body(request, endpoint.body)
+            call = Call(site(request), request.path_params, request.query_params, body, person(request))
+            answer = await run_in_threadpool(endpoint.function, call)
+        except (ApiError, CaseNotFound, ReviewRefused, exc.OperationalError) as error:
+            return _fault(error)
+        return answer if isinstance(answer, Response) else _json(answer)
+
+    return serve
+
+
+def _fault(error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return _json(Fault(str(error)), error.status)
+    if isinstance(error, CaseNotFound):
+        return _json(Fault("there is no such case here"), 404)
+    if isinstance(error, ReviewRefused):
+        return _json(Fault(str(error)), 409)
+    return _json(Fault("the database is away; try again soon"), 503)
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, up to ``MAXIMUM_BODY`` bytes; raises ``ApiError``."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAXIMUM_BODY:
+            raise ApiError(413, f"the request is larger than {MAXIMUM_BODY} bytes")
+    return body
+
+
+async def _body(request: Request, kind: Any) -> Any:
+    if kind is None:
+        return None
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "send application/json")
+    try:
+        return msgspec.json.decode(await read_body(request) or b"{}", type=kind)
+    except msgspec.DecodeError as error:
+        raise ApiError(422, str(error)) from error
+
+
+def _json(answer: Any, status: int = 200) -> Response:
+    content = json.dumps(answer).encode() if isinstance(answer, dict) else msgspec.json.encode(answer)
+    return Response(content, status_code=status, media_type="application/json")
+
+
+def _checked(text: str, kind: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ApiError(422, f"{name}: {error}") from error
+
+
+def _name(call: Call) -> str:
+    name = call.person or (call.body.reviewer or "").strip()
+    if not name:
+        raise ApiError(422, "reviewer: say who you are")
+    return name
+
+
+def _rendered(call: Call) -> tuple[Path, str, Path | None, Picture | None]:
+    with call.site.database.read() as connection:
+        found = cases.case(connection, call.path["id"], call.site.clock_ms())
+    try:
+        return pictures.Shown(call.site.blobs, found.blobs).rendered()
+    except RenderError as error:
+        raise ApiError(404, str(error)) from error
