@@ -1,0 +1,56 @@
+# Bedside. The first two are all a newcomer needs.
+SHELL := /bin/bash
+PY := .venv/bin/python
+PYTEST_ARGS ?=
+
+.PHONY: help demo test setup setup-tests check format lock bench test-slow gpu-test torture schema clean
+
+help:           ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: setup     ## set up and run the main job on loopback (DEMO_ARGS="--exit" ends at once)
+	$(PY) -m tools.demo $(DEMO_ARGS)
+
+test: setup-tests  ## set up and run the tests
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+setup:          ## Debian packages and .venv, enough to run
+	tools/setup/setup.sh
+
+setup-tests:    ## the same and what tests and checks need
+	tools/setup/setup.sh tests
+
+check: setup-tests  ## ruff, strict types for Python 3.10 and newer, import contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --python-version 3.10
+	.venv/bin/mypy --python-version 3.13
+	.venv/bin/lint-imports --no-cache
+
+format:         ## format the code
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+lock:           ## make the hash-pinned locks again
+	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url --group demo \
+	  --extra postgresql --custom-compile-command 'make lock' pyproject.toml -o requirements.lock
+	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url --group dev \
+	  --extra postgresql --extra plots -c requirements.lock --custom-compile-command 'make lock' pyproject.toml -o requirements-dev.lock
+
+bench: setup-tests  ## every benchmark as a table of ratios
+	$(PY) -m tools.bench
+
+test-slow: setup-tests  ## the long suites
+	$(PY) -m pytest -m slow --timeout 7200 $(PYTEST_ARGS)
+
+gpu-test: setup-tests  ## what needs an NVIDIA GPU
+	$(PY) -m pytest -m gpu $(PYTEST_ARGS)
+
+torture: setup  ## kill and cut everything for two minutes, then count
+	$(PY) -m tools.torture --kills 25
+
+schema: setup   ## write docs/schema from the messages
+	$(PY) -m tools.schema
+
+clean:          ## remove what was made here
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis var artefacts
