@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom import config as pydicom_config
 from pydicom.encaps import encapsulate
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import as_pixel_options, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import UID
@@ -63,6 +64,13 @@ Pixels = npt.NDArray[Any]
 
 def decode_dicom(data: memoryview, limits: Limits, *, preamble: bool) -> Picture | Sound:
     """Decode a DICOM object held in ``data``; raises ``DecodeError``."""
+    try:
+        return _decoded(data, limits, preamble=preamble)
+    except (BytesLengthException, InvalidDicomError) as error:
+        raise DecodeError("damaged", "an element of the DICOM header has a wrong length", "send it again") from error
+
+
+def _decoded(data: memoryview, limits: Limits, *, preamble: bool) -> Picture | Sound:
     dataset, data, offset = _parse(data, limits, preamble=preamble)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")) or _guess_syntax(dataset)
     if "WaveformSequence" in dataset:
@@ -96,7 +104,7 @@ def _parse(data: memoryview, limits: Limits, *, preamble: bool) -> tuple[Any, me
             dataset.file_meta.TransferSyntaxUID = UID(_DEFLATED)
     except DecodeError:
         raise
-    except (*BROKEN, pydicom.errors.InvalidDicomError) as error:
+    except BROKEN as error:
         raise DecodeError(
             "damaged", f"the DICOM header can't be parsed ({type(error).__name__}: {error})", "send it again"
         ) from error

@@ -142,3 +142,10 @@ def test_a_run_beyond_the_frame_that_makes_the_rle_codec_panic_is_refused():
     outcome = ends_well(written(dataset))
     assert isinstance(outcome, DecodeError)
     assert outcome.code == "damaged"
+
+
+def test_an_element_whose_length_does_not_fit_its_kind_is_refused():
+    data = written(dicom(film()))
+    at = data.index(b"\x28\x00\x11\x00US") + 6
+    outcome = ends_well(data[:at] + b"\x03\x00" + data[at + 2 : at + 4] + b"\0" + data[at + 4 :])
+    assert isinstance(outcome, DecodeError)
