@@ -83,6 +83,35 @@ def show_config(
 
 
 @app.command()
+def password(
+    name: Annotated[str, typer.Argument(help="Who may sign in.")],
+    secret: Annotated[
+        str,
+        typer.Option("--password", prompt=True, hide_input=True, confirmation_prompt=True, envvar="BEDSIDE_PASSWORD"),
+    ],
+) -> None:
+    """Print the line for web.users_file that lets NAME sign in: append it to that file."""
+    from hub.users import UsersError, line
+
+    try:
+        typer.echo(line(name, secret))
+    except UsersError as error:
+        _fail(str(error))
+
+
+@app.command()
+def doctor(config: ConfigOption = _DEFAULT) -> None:
+    """Check configuration, database, blob folder and broker; say what to do for each failing point."""
+    from hub.doctor import examine
+
+    points = list(examine(_load(config)))
+    for point in points:
+        typer.echo(f"{'ok  ' if point.good else 'FAIL'}  {point.name}: {point.text}")
+    if not all(point.good for point in points):
+        raise typer.Exit(1)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(metadata.version("bedside"))

@@ -74,6 +74,7 @@ class Worker:
         self._pending: list[mqtt.MQTTMessage] = []
         self._since = 0.0
         self._retry_at = 0.0
+        self._client_id = client_id
         self._client = self._make_client(client_id)
 
     def run(self) -> None:
@@ -149,7 +150,7 @@ class Worker:
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
         self._pending.clear()
         self.connected.set()
-        _LOG.info("connected", host=self._broker.host, port=self._broker.port)
+        _LOG.info("connected", session=self._client_id, host=self._broker.host, port=self._broker.port)
 
     def _on_message(self, _: mqtt.Client, __: Any, message: mqtt.MQTTMessage) -> None:
         if not self._pending:
@@ -160,7 +161,7 @@ class Worker:
         next_tick = 0.0
         while not self._stopping.is_set():
             if self._client.loop(self._patience(next_tick)) != mqtt.MQTT_ERR_SUCCESS:
-                _LOG.warning("connection to the broker lost")
+                _LOG.warning("connection to the broker lost", session=self._client_id)
                 return
             self._read_more()
             now = time.monotonic()

@@ -14,18 +14,22 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
 from hub.blobs import BlobStore
-from hub.config import BrokerConfig, Config, LogConfig
+from hub.config import Config, LogConfig
 from hub.database import Database, DatabaseError
 from hub.downlink import Downlink
 from hub.ingest import Worker, shared_filters, status_filters
 from hub.receive import Receiver
 from hub.transfers import TransferStore
+from hub.users import Users, UsersError
+from hub.web.app import host_names, make_app
+from hub.web.site import Site
 
 _LOG = structlog.get_logger("hub.service")
 
@@ -118,7 +122,7 @@ def run_worker(config: Config, name: str) -> None:
     client_id = f"{config.hub.name}-{name or f'{socket.gethostname()[:20]}-{secrets.token_hex(4)}'}"
     broker = config.broker
     if not name:  # a session nobody comes back for must not keep messages from the others
-        broker = _with_expiry(config, 0)
+        broker = msgspec.structs.replace(broker, session_expiry=0)
     worker = Worker(
         broker,
         config.ingest,
@@ -126,7 +130,7 @@ def run_worker(config: Config, name: str) -> None:
         client_id=client_id,
         filters=shared_filters(config.ingest.share),
     )
-    _until_signal([worker], {"ingest": worker.run})
+    _until_signal({"ingest": (worker.run, worker.stop)})
     database.close()
 
 
@@ -136,7 +140,7 @@ def run_hub(config: Config) -> None:
     database, blobs = open_store(config)
     receiver = make_receiver(config, database, blobs)
     repaired = TransferStore(database, blobs, refuse_below=0).repair(receiver.now_ms())
-    _LOG.info("started", **repaired)
+    _LOG.info("started", database=database.url.get_backend_name(), **repaired)
     ingest = Worker(
         config.broker,
         config.ingest,
@@ -154,25 +158,73 @@ def run_hub(config: Config) -> None:
         tick=downlink.tick,
         tick_every=config.outbox.poll,
     )
-    parts: dict[str, Callable[[], None]] = {"ingest": ingest.run, "down": down.run}
-    _until_signal([ingest, down], parts)
+    parts = {"ingest": (ingest.run, ingest.stop), "down": (down.run, down.stop)}
+    if config.web.enabled:
+        parts["web"] = _web(config, database, blobs, down.nudge)
+    _until_signal(parts)
     database.close()
 
 
-def _with_expiry(config: Config, seconds: int) -> BrokerConfig:
-    return msgspec.structs.replace(config.broker, session_expiry=seconds)
+Part = tuple[Callable[[], None], Callable[[], None]]
+"""How a part is run (it blocks) and how it is told to end."""
 
 
-def _until_signal(workers: list[Worker], targets: dict[str, Callable[[], None]]) -> None:
-    parts = Parts()
+def _web(config: Config, database: Database, blobs: BlobStore, nudge: Callable[[], None]) -> Part:
+    import uvicorn
+
+    web = config.web
+    try:
+        users = Users(Path(web.users_file)) if web.users_file else None
+    except UsersError as error:
+        raise ServiceError(f"web.users_file: {error}") from error
+    site = Site(database, blobs, users, nudge)
+    app = make_app(site, host_names(config))
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ssl_certfile=web.certificate_file or None,
+        ssl_keyfile=web.key_file or None,
+        timeout_graceful_shutdown=2,
+    )
+    listener = _listen(web.address, web.port)
+    server = uvicorn.Server(settings)
+
+    def stop() -> None:
+        site.closing.set()
+        server.should_exit = True
+
+    scheme = "https" if web.certificate_file else "http"
+    _LOG.info("pages", address=f"{scheme}://{web.address}:{web.port}/")
+    return lambda: server.run(sockets=[listener]), stop
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        raise ServiceError(f"web.address {address}, port {port}: {error.strerror}; choose another web.port") from error
+    listener.listen(128)
+    return listener
+
+
+def _until_signal(parts: dict[str, Part]) -> None:
+    running = Parts()
+    asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: parts.ended.set())
-    for name, target in targets.items():
-        parts.start(name, target)
-    while not parts.ended.wait(0.5):
+        signal.signal(number, lambda *_: asked.set())
+    for name, (run, _) in parts.items():
+        running.start(name, run)
+    while not asked.wait(0.2) and not running.ended.is_set():
         pass
-    for worker in workers:
-        worker.stop()
-    parts.join()
-    if parts.failure is not None:
-        raise ServiceError(f"a part of the hub failed: {parts.failure}; the log above says where") from parts.failure
+    for _, stop in parts.values():
+        stop()
+    running.join()
+    if not asked.is_set():
+        raise ServiceError(f"a part of the hub ended by itself ({running.failure}); the log above says where")

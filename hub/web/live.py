@@ -1,7 +1,7 @@
 """Server-sent events: pages learn that the worklist has changed, however many are open.
 
 What this module keeps true: the database is asked once a second for all listeners together, and not at all when nobody
-listens; a listener that goes away is forgotten.
+listens; a listener that goes away is forgotten, and the hub's end is not held up by any.
 """
 
 from __future__ import annotations
@@ -42,14 +42,18 @@ class Live:
         try:
             seen = self._state
             yield f"retry: 2000\nevent: hello\ndata: {seen}\n\n".encode()
-            while True:
+            quiet = 0
+            while not self._site.closing.is_set():
                 try:
-                    await asyncio.wait_for(self._changed.wait(), _KEEP_ALIVE_S)
+                    await asyncio.wait_for(self._changed.wait(), _EVERY_S)
                 except asyncio.TimeoutError:
-                    yield b": still here\n\n"
+                    quiet += 1
                 if self._state != seen:
-                    seen = self._state
+                    seen, quiet = self._state, 0
                     yield f"event: change\ndata: {seen}\n\n".encode()
+                elif quiet >= _KEEP_ALIVE_S / _EVERY_S:
+                    quiet = 0
+                    yield b": still here\n\n"
         finally:
             self._listeners -= 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +16,14 @@ from hub.users import Users
 
 @dataclass(frozen=True)
 class Site:
-    """The hub's stores as the web sees them. ``users``: None where nobody signs in; ``nudge``: something goes down."""
+    """The hub's stores as the web sees them. ``users``: None where nobody signs in; ``nudge``: something goes down;
+    ``closing``: the program ends."""
 
     database: Database
     blobs: BlobStore
     users: Users | None = None
     nudge: Callable[[], None] = lambda: None
+    closing: threading.Event = field(default_factory=threading.Event)
     clock_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
 
 
