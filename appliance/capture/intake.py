@@ -79,6 +79,9 @@ class Incoming:
     def keep(self, facts: Facts) -> Kept:
         """Make it durable and known; on return it is saved (promise 1)."""
         intake, store = self._intake, self._intake.store
+        if not self._writer.size:
+            intake.counts["empty"] += 1
+            raise IntakeError("nothing came: the file or transmission is empty; send it again")
         try:
             blob = self._writer.finish()
         except OSError as error:

@@ -57,16 +57,24 @@ class Store:
         self._lock = _lock(self.folder)
         self.reserve = Reserve(self.folder / "reserve", config.reserve * MB)
         self.refuse_below = config.refuse_below * MB
-        self.key: BoxKey = open_key(self.folder, self.files)
-        self.vault = Vault(self.folder / "vault", self.key, self.files)
-        self.journal = Journal(self.folder / "journal.sqlite", self.reserve)
-        self.captures = Captures(self.journal, self.key)
-        self.outbox = Outbox(self.journal, self.key)
-        self.transfers = Transfers(self.journal)
-        self.inbox = Inbox(self.journal, self.key)
-        self._same_key()
-        self.reserve.hold()
-        self.repair = self._repair()
+        try:
+            self.key: BoxKey = open_key(self.folder, self.files)
+            self.vault = Vault(self.folder / "vault", self.key, self.files)
+            self.journal = Journal(self.folder / "journal.sqlite", self.reserve)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        try:
+            self.captures = Captures(self.journal, self.key)
+            self.outbox = Outbox(self.journal, self.key)
+            self.transfers = Transfers(self.journal)
+            self.inbox = Inbox(self.journal, self.key)
+            self._same_key()
+            self.reserve.hold()
+            self.repair = self._repair()
+        except BaseException:
+            self.close()
+            raise
 
     def free(self) -> int:
         """Bytes left for captures before intake stops (negative: it has stopped)."""
@@ -86,7 +94,6 @@ class Store:
         mark = self.key.blind("bedside journal")
         row = self.journal.one("SELECT value FROM meta WHERE key = 'box-key'")
         if row is not None and row["value"] != mark:
-            self.close()
             raise StoreError(
                 f"{self.folder}: the journal was sealed with another box key; put its box.key back from the backup"
             )

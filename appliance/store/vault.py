@@ -67,6 +67,11 @@ class BlobWriter:
             del self._buffer[:FRAME]
         return len(data)
 
+    @property
+    def size(self) -> int:
+        """Plain bytes taken so far."""
+        return self._size + len(self._buffer)
+
     def finish(self) -> Blob:
         """Make everything written durable under its final name."""
         self._put(bytes(self._buffer), last=True)

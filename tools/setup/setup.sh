@@ -22,12 +22,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; then
     echo "==> Debian packages: ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
-    # a server that a package brings is started by the tests and the demo themselves, on ports of their own
-    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee /usr/sbin/policy-rc.d.bedside >/dev/null
-    [ -e /usr/sbin/policy-rc.d ] || "${as_root[@]}" mv /usr/sbin/policy-rc.d.bedside /usr/sbin/policy-rc.d
     DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-    "${as_root[@]}" rm -f /usr/sbin/policy-rc.d.bedside
-    grep -qx 'exit 101' /usr/sbin/policy-rc.d 2>/dev/null && [ "$(wc -l < /usr/sbin/policy-rc.d)" = 2 ] && "${as_root[@]}" rm -f /usr/sbin/policy-rc.d
   else
     echo "Missing Debian packages. Run this line, then the same command again:" >&2
     echo "  sudo apt-get install -y --no-install-recommends ${missing[*]}" >&2
