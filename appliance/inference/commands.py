@@ -26,7 +26,7 @@ from appliance.inference.catalogue import Served, serve
 from appliance.inference.engine import EngineError, EngineMissingError
 
 WARM_UP, RUNS = 20, 200
-_LONGEST_TIMING_S = 10.0
+LONGEST_S = 10.0
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +123,13 @@ def list_bundles(models: Path, cache: Path) -> list[Listed]:
 
 
 def verify(
-    models: Path, cache: Path, engine: str = "auto", report: Path | None = None, *, runs: int = RUNS
+    models: Path,
+    cache: Path,
+    engine: str = "auto",
+    report: Path | None = None,
+    *,
+    runs: int = RUNS,
+    longest_s: float = LONGEST_S,
 ) -> list[Verified]:
     """Build what is missing, then check and time every graph of every bundle on ``engine``.
 
@@ -132,7 +138,8 @@ def verify(
         cache: Folder for what is derived on this box.
         engine: As in the configuration.
         report: File for a ``Report`` in JSON.
-        runs: How many timed runs, fewer where they would take longer than ten seconds.
+        runs: How many timed runs of a graph.
+        longest_s: After this many seconds of timing a graph there are no further runs.
     """
     wanted = choice.setting(engine)
     build(models, cache, engine)
@@ -142,7 +149,7 @@ def verify(
         if isinstance(one, BundleError):
             found.append(Verified(ok=False, bundle="", version="", graph="", problem=str(one)))
         else:
-            found += _verify(one, wanted, store, runs)
+            found += _verify(one, wanted, store, runs, longest_s)
     if not found:
         found.append(Verified(ok=False, bundle="", version="", graph="", problem=f"{models}: holds no bundle"))
     if report is not None:
@@ -224,7 +231,7 @@ def _build(found: Bundle, graph: Graph, kind: str, store: Cache, tell: plans.Pro
     return Built(ok=True, seconds=time.monotonic() - begun, size_bytes=made.path.stat().st_size, **facts)
 
 
-def _verify(found: Bundle, wanted: choice.Setting, store: Cache, runs: int) -> Iterator[Verified]:
+def _verify(found: Bundle, wanted: choice.Setting, store: Cache, runs: int, longest_s: float) -> Iterator[Verified]:
     begun = time.perf_counter()
     try:
         served = serve(found, wanted, store)
@@ -235,19 +242,25 @@ def _verify(found: Bundle, wanted: choice.Setting, store: Cache, runs: int) -> I
         return
     load_ms = (time.perf_counter() - begun) * 1000
     for graph in found.description.graphs:
-        yield _timed(served, graph, wanted, known, load_ms, runs)
+        yield _timed(served, graph, wanted, known, load_ms, runs, longest_s)
     served.close()
 
 
 def _timed(
-    served: Served, graph: Graph, wanted: choice.Setting, known: list[golden.Case], load_ms: float, runs: int
+    served: Served,
+    graph: Graph,
+    wanted: choice.Setting,
+    known: list[golden.Case],
+    load_ms: float,
+    runs: int,
+    longest_s: float,
 ) -> Verified:
     case = next(case for case in known if case.graph == graph.name)
     free = {tensor.name for tensor in graph.inputs if tensor.shape and isinstance(tensor.shape[0], str)}
     one = {name: value[:1] if name in free else value for name, value in case.inputs.items()}
     for _ in range(WARM_UP):
         served.run(graph.name, one)
-    before, end = _resident(), time.monotonic() + _LONGEST_TIMING_S
+    before, end = _resident(), time.monotonic() + longest_s
     times: list[float] = []
     while len(times) < runs and time.monotonic() < end:
         begun = time.perf_counter()
