@@ -16,8 +16,10 @@ from hub.users import Users
 
 @dataclass(frozen=True)
 class Site:
-    """The hub's stores as the web sees them. ``users``: None where nobody signs in; ``nudge``: something goes down;
-    ``closing``: the program ends."""
+    """The hub's stores as the web sees them.
+
+    ``users``: None where nobody signs in; ``nudge`` is called when something goes down; ``closing``: the program ends.
+    """
 
     database: Database
     blobs: BlobStore
