@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -22,6 +22,9 @@ from appliance.inference import choice, golden
 from appliance.inference.bundle import Bundle, BundleError, Graph
 from appliance.inference.cache import Cache
 from appliance.inference.engine import Array, Arrays, Engine, EngineError, EngineMissingError, NotBuiltError
+
+if TYPE_CHECKING:
+    from appliance.inference import plans
 
 State = Literal["ready", "unbuilt", "building"]
 
@@ -95,6 +98,7 @@ class Catalogue:
         self._kept = cache / "last-good"
         self._found: dict[str, list[Bundle]] = {}
         self._tried: set[str] = set()
+        self._fingerprint = self._seen()
 
     def open(self, modalities: Collection[records.Modality] | None = None) -> None:
         """Find the bundles and make those of ``modalities`` (all when ``None``) ready; the rest on first use.
@@ -116,6 +120,7 @@ class Catalogue:
             versions.sort(key=_age)
             if modalities is None or any(version.description.modality in modalities for version in versions):
                 self._prepare(name)
+        self._fingerprint = self._seen()
 
     def for_modality(self, modality: records.Modality) -> Served | None:
         """The bundle that reads ``modality``; the first in order of ids when there are several."""
@@ -127,6 +132,26 @@ class Catalogue:
                     return served
         return None
 
+    def refresh(self) -> bool:
+        """Open again when bundles came or went, or when what was waited for has been built; whether it did.
+
+        Costs two looks at folders; meant for between two captures.
+        """
+        now = self._seen()
+        waiting = any(served.state != "ready" for served in self.bundles.values())
+        if now[0] == self._fingerprint[0] and not (waiting and now[1] != self._fingerprint[1]):
+            return False
+        wanted = {served.bundle.description.modality for served in self.bundles.values()}
+        self.open(wanted or None)
+        return True
+
+    @property
+    def building(self) -> plans.Step | None:
+        """The build of a plan that runs on this box now, by whichever process."""
+        from appliance.inference import plans
+
+        return plans.building(self._cache.root)
+
     def close(self) -> None:
         """Close every engine and forget what was found."""
         for served in self.bundles.values():
@@ -135,6 +160,12 @@ class Catalogue:
         self.problems.clear()
         self._found.clear()
         self._tried.clear()
+
+    def _seen(self) -> tuple[tuple[int, ...], int]:
+        """When the bundles' folders and the folder of artefacts last changed; 0 for what is not there."""
+        folders = sorted(self._models.iterdir()) if self._models.is_dir() else []
+        descriptions = (folder / bundles.DESCRIPTION for folder in folders)
+        return tuple(_changed(path) for path in descriptions), _changed(self._cache.root)
 
     def _find_kept(self) -> None:
         """Add the copies of last good bundles; one whose folder was taken away on purpose does not come back."""
@@ -239,6 +270,13 @@ def _serve_graph(
         if candidate.discard is not None:
             candidate.discard()
     raise EngineError(f"no engine may serve it: {'; '.join(passed_over)}")
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _age(version: Bundle) -> tuple[int, ...]:

@@ -145,3 +145,12 @@ def test_a_file_that_is_no_model_is_an_engine_error_with_a_remedy(tmp_path: Path
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(EngineError, match="install the bundle again"):
         load(tmp_path / "model.onnx")
+
+
+def test_a_running_catalogue_takes_up_a_new_version(models: Path, shipped: Path) -> None:
+    catalogue = opened(models)
+    assert not catalogue.refresh()
+    write_bundle(models / "made-up-2", shipped, version="2.0.0")
+    assert catalogue.refresh()
+    assert catalogue.bundles["made-up"].bundle.version == "2.0.0"
+    assert catalogue.building is None

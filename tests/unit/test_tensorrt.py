@@ -238,6 +238,15 @@ def test_a_built_plan_serves_after_its_golden_check(jetson: Path, model: Path, e
     assert (record.provider, record.device, record.golden) == ("TensorRT", "Orin", "passed")
 
 
+def test_a_running_catalogue_takes_a_plan_up_when_it_has_been_built(jetson: Path, model: Path) -> None:
+    catalogue = opened(jetson)
+    assert not catalogue.refresh()
+    put_plan(jetson, simulated_tensorrt.plan(model.read_bytes()))
+    assert catalogue.refresh()
+    assert catalogue.bundles["made-up"].engine_record().provider == "TensorRT"
+    assert not catalogue.refresh()
+
+
 @pytest.mark.parametrize(
     "other",
     [{"tensorrt": "10.3.1"}, {"gpu": "Orin Nano"}, {"multiprocessors": "16"}, {"capability": "8.6"}, {"flags": "x"}],
