@@ -55,7 +55,8 @@ def missing(provider: Provider) -> str | None:
         return f"the installed onnxruntime {ort.__version__} has no {wanted} (it has {', '.join(there)}): {remedy}"
     if provider == "cpu":
         return None
-    ort.preload_dlls()
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on; finds CUDA where pip put it
+        ort.preload_dlls()
     folder = Path(ort.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
