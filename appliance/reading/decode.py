@@ -101,7 +101,7 @@ def _bytes(source: Path | bytes | bytearray | memoryview, limits: Limits) -> mem
             with source.open("rb") as file:
                 size = file.seek(0, 2)
                 file.seek(0)
-                data = memoryview(file.read(limits.file_bytes + 1) if size <= limits.file_bytes else b"")
+                data = memoryview(file.read(size) if size <= limits.file_bytes else b"")
         except OSError as error:
             raise DecodeError(
                 "unreadable",

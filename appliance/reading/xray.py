@@ -63,16 +63,29 @@ def area(frame: npt.NDArray[Any], rows: int, columns: int) -> Grey:
     wide = frame.astype(np.uint16) * np.uint16(256) if narrow else frame
     if wide.dtype not in (np.uint16, np.int16, np.float32):
         wide = wide.astype(np.float32)
-    wide = np.ascontiguousarray(wide)
-    small = cv2.resize(
-        wide, (min(columns, wide.shape[1]), min(rows, wide.shape[0])), interpolation=cv2.INTER_AREA
-    ).astype(np.float32)
+    small = _shrunk(np.ascontiguousarray(wide), min(rows, wide.shape[0]), min(columns, wide.shape[1]))
     if small.ndim == 3:
         small = small @ np.array([0.299, 0.587, 0.114], np.float32)
     if small.shape != (rows, columns):
         small = cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
     if narrow:
         small *= np.float32(1 / 256)
+    return np.asarray(small, dtype=np.float32)
+
+
+def _shrunk(wide: npt.NDArray[Any], rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """``wide`` averaged by area, halved first where more than five pixels a side make a new one.
+
+    Halving is an exact average and many times faster than the general one; it only moves the borders between new pixels
+    by less than a pixel of the original (mean difference below 0.001 of full scale, ``tools.bench.preprocess``).
+    """
+    down, across = rows / wide.shape[0], columns / wide.shape[1]
+    while max(down, across) <= 0.18:
+        wide = cv2.resize(wide, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        down, across = down * 2, across * 2
+    small = cv2.resize(wide, None, fx=across, fy=down, interpolation=cv2.INTER_AREA)
+    if small.shape[:2] != (rows, columns):
+        small = cv2.resize(wide, (columns, rows), interpolation=cv2.INTER_AREA)
     return np.asarray(small, dtype=np.float32)
 
 
