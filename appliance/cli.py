@@ -175,9 +175,9 @@ def models_list(
     json: JsonOption = False, models: ModelsOption = None, cache: CacheOption = None, config: ConfigOption = None
 ) -> None:
     """The bundles, what they read and whether they can serve."""
-    from appliance.inference import commands
+    from appliance.inference.commands import list_bundles
 
-    _print_all(commands.list_bundles(*_folders(config, models, cache)), json=json)
+    _print_all(list_bundles(*_folders(config, models, cache)), json=json)
 
 
 @models_app.command("verify")
@@ -190,13 +190,57 @@ def models_verify(
     config: ConfigOption = None,
 ) -> None:
     """Replay every bundle's golden inputs on this box's engine."""
-    from appliance.inference import commands
+    from appliance.inference.commands import verify
 
     with _told(OSError, _engine_error()):
-        outcome = commands.verify(*_folders(config, models, cache), engine, report)
+        outcome = verify(*_folders(config, models, cache), engine, report)
     _print_all(outcome, json=json)
     if not all(getattr(one, "ok", True) for one in _listed(outcome)):
         raise typer.Exit(1)
+
+
+@models_app.command("evaluate")
+def models_evaluate(
+    bundle: Annotated[str, typer.Argument(help="A bundle's id, or its folder.")],
+    labels: Annotated[Path, typer.Argument(help="CSV with the columns file,label[,patient,source,...].")],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder the files are relative to; the CSV's own by default.")
+    ] = None,
+    positive: Annotated[str, typer.Option(help="Labels that mean positive, separated by commas.")] = "",
+    finding: Annotated[str | None, typer.Option(help="Which finding the labels are of.")] = None,
+    sensitivity: Annotated[float, typer.Option(min=0, max=1, help="Suggest a threshold for it.")] = 0.90,
+    age: Annotated[float | None, typer.Option(min=0, max=150, help="The patients' age in years.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write ROC and calibration plots (PNG) here.")] = None,
+    engine: EngineOption = "auto",
+    json: JsonOption = False,
+    models: ModelsOption = None,
+    cache: CacheOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Validate a bundle on a clinic's own labelled files, as every guideline asks before use."""
+    from appliance.inference.bundle import BundleError
+    from appliance.reading.evaluate import run_evaluate
+    from appliance.reading.labels import LabelsError
+
+    directory, derived = _folders(config, models, cache)
+    with _told(OSError, BundleError, LabelsError, _engine_error()):
+        evaluation = run_evaluate(
+            Path(bundle) if Path(bundle).is_dir() else directory / bundle,
+            labels,
+            cache=derived,
+            root=root,
+            engine=engine,
+            finding=finding,
+            positive=[one.strip() for one in positive.split(",") if one.strip()],
+            sensitivity=sensitivity,
+            age=age,
+            plots=plots,
+            on_progress=None if json else _show_progress,
+        )
+    if json:
+        _print_json(evaluation)
+    else:
+        _print_evaluation(evaluation)
 
 
 @models_app.command("build")
@@ -204,10 +248,10 @@ def models_build(
     engine: EngineOption = "auto", models: ModelsOption = None, cache: CacheOption = None, config: ConfigOption = None
 ) -> None:
     """Build what this box's engine needs (TensorRT plans, derived models), showing progress."""
-    from appliance.inference import commands
+    from appliance.inference.commands import build
 
     with _told(OSError, _engine_error()):
-        _print_all(commands.build(*_folders(config, models, cache), engine), json=False)
+        _print_all(build(*_folders(config, models, cache), engine), json=False)
 
 
 def main() -> None:
@@ -258,6 +302,48 @@ def _existing(files: list[Path]) -> Iterator[Path]:
 
 def _complain(problem: str) -> None:
     typer.echo(f"bedside: {problem}", err=True)
+
+
+def _print_evaluation(evaluation: Any) -> None:
+    def interval(one: Any) -> str:
+        return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+    typer.echo(
+        f"{evaluation.bundle} {evaluation.version} on {evaluation.engine} ({evaluation.provider}): "
+        f"{evaluation.read} of {evaluation.files} files read, median {evaluation.milliseconds_median:.0f} ms"
+    )
+    for one in evaluation.findings:
+        point = one.operating_point
+        typer.echo(f"\n{one.finding}: {one.positives} positive, {one.negatives} negative, {one.patients} patients")
+        typer.echo(f"  AUROC {interval(one.auroc)}  calibration error {one.calibration_error:.3f}")
+        typer.echo(f"  at the operating point: {_flat(point)}")
+        if one.suggested is not None:
+            typer.echo(f"  for a sensitivity of {one.wanted_sensitivity:.2f}: {_flat(one.suggested)}")
+        for source in one.by_source:
+            typer.echo(f"  {_flat(source)}")
+        for note in one.notes:
+            typer.echo(f"  note: {note}")
+    for refused in evaluation.refused:
+        typer.echo(f"not read: {_flat(refused)}")
+
+
+def _flat(one: Any) -> str:
+    """A record on one line, for people."""
+    parts = []
+    for name, value in msgspec.to_builtins(one).items():
+        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+            parts.append(f"{name} {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+        elif isinstance(value, float):
+            parts.append(f"{name} {value:.3f}")
+        elif value not in ("", None, [], {}):
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    sys.stderr.write(f"\r{done} of {total} files read{end}")
+    sys.stderr.flush()
 
 
 def _say_added(path: Path, outcome: str, kept: bool) -> bool:

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Protocol
 
 import msgspec
@@ -21,20 +22,20 @@ from appliance.capture.dicom import DicomDoor
 from appliance.capture.folder import FolderDoor
 from appliance.capture.intake import Intake
 from appliance.config import Config
+from appliance.console.server import ConsoleError, ConsoleServer
 from appliance.health import notify
 from appliance.health.clock import Clock, kernel_synchronised
 from appliance.health.watchdog import Watchdog
-from appliance.inference import bundle as bundles
-from appliance.inference.bundle import Bundle
-from appliance.inference.worker import Worker
+from appliance.inference.worker import Result, Worker
 from appliance.pipeline import Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status
 from appliance.protocol.topics import Address
-from appliance.reading.process import ReadSettings
+from appliance.reading.process import Described, ReadRequest, ReadSettings
 from appliance.store.store import Store
 from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
 from appliance.sync.uplink import Uplink
+from appliance.view import bedside_view
 
 _log = structlog.get_logger(__name__)
 
@@ -91,7 +92,9 @@ class Daemon:
         if config.folder.enabled:
             self.doors["folder"] = FolderDoor(config.folder, self.intake)
         self.closed_doors: dict[str, str] = {}
-        self.bundles = [one for one in bundles.load_all(config.models_directory) if isinstance(one, Bundle)]
+        self.described = Described(serving=(), problems=())
+        if config.console.enabled:
+            self.doors["console"] = ConsoleServer(config.console, bedside_view(self))
         self._notifier = notify.from_environment()
         self._watchdog = Watchdog(self._stages(), self._notifier, _PATIENCE)
         self._stopping = threading.Event()
@@ -144,7 +147,7 @@ class Daemon:
             online=online,
             version=__version__,
             boot_id=self.clock.boot_id,
-            bundles={one.id: one.version for one in self.bundles},
+            bundles={one.bundle: one.version for one in self.described.serving},
             waiting_messages=messages + transfers,
             waiting_bytes=message_bytes + transfer_bytes,
             captures=sum(self.store.captures.triage_counts().values()),
@@ -156,6 +159,7 @@ class Daemon:
     def problems(self) -> list[str]:
         """What a technician should know, each with its remedy."""
         found = [f"The {name} door is closed: {why}" for name, why in self.closed_doors.items()]
+        found += self.described.problems
         if self.worker.problem:
             found.append(f"Reading has stopped: {self.worker.problem}")
         if self.store.free() <= 0:
@@ -167,8 +171,8 @@ class Daemon:
     def _open(self, name: str) -> None:
         try:
             self.doors[name].start()
-        except OSError as error:
-            why = f"{error.strerror or error}; free its port or change {name}.port, it is tried again"
+        except (OSError, ConsoleError) as error:
+            why = f"{getattr(error, 'strerror', None) or error}; free its port or change {name}.port, it is tried again"
             if self.closed_doors.get(name) != why:
                 _log.error("door closed", door=name, reason=why)
             self.closed_doors[name] = why
@@ -179,11 +183,24 @@ class Daemon:
         """What is looked at now and then: closed doors, the clock, the reserve."""
         for name in list(self.closed_doors):
             self._open(name)
+        if self.worker.alive and not self.described.serving:
+            self._describe()
         error = kernel_synchronised()
         if error is not None and error < _TIME_UNCERTAINTY:
             self.clock.anchor(time.time(), error)
         if self.store.free() > self.store.reserve.size:
             self.store.reserve.hold()
+
+    def _describe(self) -> None:
+        """Ask the reading process what serves in it."""
+        request = msgspec.msgpack.encode(ReadRequest(describe=True))
+        result = self.worker.submit(request, 0, self.config.models.time_limit)
+
+        def done(answered: Future[Result]) -> None:
+            if not answered.cancelled() and answered.result().status == "ok":
+                self.described = msgspec.msgpack.decode(answered.result().body, type=Described)
+
+        result.add_done_callback(done)
 
     def _stages(self) -> dict[str, Callable[[], tuple[int, bool]]]:
         stages: dict[str, Callable[[], tuple[int, bool]]] = {

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from appliance.config import LinkConfig
+from appliance.inference.worker import Result
 from appliance.protocol import messages
 from appliance.protocol.messages import CapturePart, FindingPart, MeasurePart, ModelPart, OverlayPart
 from appliance.reading.preview import Preview
@@ -49,23 +50,10 @@ _URGENT_FIRST = {Modality.CHEST_XRAY: 0, Modality.LUNG_ULTRASOUND: 1}
 _PAUSE = 1.0
 
 
-class Answer(Protocol):
-    """What a worker gives back: ``data`` when ``ok``, else why it died or was stopped."""
-
-    @property
-    def ok(self) -> bool: ...  # noqa: D102 - the protocol's words are above
-
-    @property
-    def data(self) -> bytes: ...  # noqa: D102
-
-    @property
-    def reason(self) -> str: ...  # noqa: D102
-
-
 class Readers(Protocol):
     """The reading process, as far as the pipeline needs it: see ``inference.worker.Worker``."""
 
-    def submit(self, request: bytes, priority: int, timeout_s: float) -> Future[Answer]: ...  # noqa: D102
+    def submit(self, request: bytes, priority: int, timeout_s: float) -> Future[Result]: ...  # noqa: D102
 
 
 class Pipeline:
@@ -165,16 +153,16 @@ class Pipeline:
         counted = store.journal.submit(lambda tx: store.captures.begin_attempt(tx, capture.id))
         answer = self._ask(capture, preview=False)
         counted.result()
-        if answer is not None and answer.ok:
-            return msgspec.msgpack.decode(answer.data, type=Reading)
+        if answer is not None and answer.status == "ok":
+            return msgspec.msgpack.decode(answer.body, type=Reading)
         self.counts["worker-died"] += 1
         reason = answer.reason if answer is not None else "the box is stopping"
         _log.warning("a reading failed", capture=capture.id, attempt=attempts + 1, reason=reason)
-        if self._stop.is_set():
+        if self._stop.is_set() or (answer is not None and answer.status == "stopped"):
             store.journal.write(lambda tx: store.captures.take_back_attempt(tx, capture.id))
         return None
 
-    def _ask(self, capture: Capture, *, preview: bool) -> Answer | None:
+    def _ask(self, capture: Capture, *, preview: bool) -> Result | None:
         modality = None if capture.modality is Modality.OTHER else capture.modality
         known = Known(capture_id=capture.id, modality=modality, age_years=capture.patient.age_years)
         request = msgspec.msgpack.encode(ReadRequest(known=known, sha256=capture.sha256, preview=preview))
@@ -253,9 +241,9 @@ class Pipeline:
         if not self._store.vault.has(capture.sha256):
             return None
         answer = self._ask(capture, preview=True)
-        if answer is None or not answer.ok:
+        if answer is None or answer.status != "ok":
             return None
-        return msgspec.msgpack.decode(answer.data, type=Preview)
+        return msgspec.msgpack.decode(answer.body, type=Preview)
 
     def _sends_original(self, triage: Triage) -> bool:
         wanted = self._config.send_originals

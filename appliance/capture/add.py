@@ -7,7 +7,7 @@ refused says why and disturbs no other.
 from __future__ import annotations
 
 import http.client
-import urllib.parse
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -83,13 +83,11 @@ def _through_console(config: Config, files: Iterable[Path], modality: Modality) 
         raise StoreError("the daemon is running without its console; put the files into the watched folder instead")
     host = "127.0.0.1" if config.console.address in ("0.0.0.0", "::") else config.console.address  # noqa: S104
     for path in files:
-        query = urllib.parse.urlencode({"filename": path.name, "modality": modality.value})
         connection = http.client.HTTPConnection(host, config.console.port, timeout=_TIMEOUT)
         try:
-            with path.open("rb") as file:
-                headers = {"Content-Type": "application/octet-stream", "Content-Length": str(path.stat().st_size)}
-                connection.request("POST", f"/api/captures?{query}", body=file, headers=headers)
-                answer = msgspec.json.decode(connection.getresponse().read(), type=_Answer)
+            body, content_type = _form(path.read_bytes(), "" if modality is Modality.OTHER else modality.value)
+            connection.request("POST", "/api/captures", body=body, headers={"Content-Type": content_type})
+            answer = msgspec.json.decode(connection.getresponse().read(), type=_Answer)
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
             yield Added(path, f"not kept: the running daemon's console did not take it ({error})", kept=False)
             continue
@@ -100,6 +98,19 @@ def _through_console(config: Config, files: Iterable[Path], modality: Modality) 
             yield Added(path, words, kept=True)
         else:
             yield Added(path, f"not kept: {answer.error}", kept=False)
+
+
+def _form(data: bytes, modality: str) -> tuple[bytes, str]:
+    """The file as ``multipart/form-data`` (RFC 7578), and the content type; its name stays here."""
+    boundary = uuid.uuid4().hex
+    fields = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="modality"\r\n\r\n{modality}\r\n' if modality else ""
+    )
+    head = (
+        f'{fields}--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    return head.encode() + data + f"\r\n--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
 def _words(capture_id: str, *, duplicate: bool, conflict: bool) -> str:

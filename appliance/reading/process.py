@@ -14,7 +14,7 @@ import msgspec
 from appliance.inference.catalogue import Catalogue
 from appliance.reading.preview import Preview, preview
 from appliance.reading.reader import Known, Looked, Reader
-from appliance.records import Modality
+from appliance.records import Engine, Modality
 
 
 class ReadSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,13 +37,31 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One capture to read: a plain file (``path``) or a blob of the vault (``sha256``), and what is known of it.
 
     With ``preview`` the answer is the small picture of the capture in place of a reading; asked for right after the
-    reading of the same capture, nothing is decoded again.
+    reading of the same capture, nothing is decoded again. With ``describe`` the answer is ``Described``.
     """
 
-    known: Known
+    known: Known = Known()
     path: str = ""
     sha256: str = ""
     preview: bool = False
+    describe: bool = False
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that serves in this process, and what really runs it."""
+
+    bundle: str
+    version: str
+    modality: Modality
+    engine: Engine
+    state: str
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What serves in this process, and what does not and why."""
+
+    serving: tuple[Serving, ...]
+    problems: tuple[str, ...]
 
 
 def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> Callable[[bytes], bytes]:
@@ -71,6 +89,8 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> C
 
     def answer(request: bytes) -> bytes:
         asked = requests.decode(request)
+        if asked.describe:
+            return encoder.encode(_described(catalogue))
         kept = last.pop() if last else None
         same = kept is not None and asked.preview and kept.known.capture_id == asked.known.capture_id
         looked = kept if kept is not None and same else look(asked)
@@ -83,6 +103,20 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> C
     return answer
 
 
+def _described(catalogue: Catalogue) -> Described:
+    serving = tuple(
+        Serving(
+            bundle=one.bundle.id,
+            version=one.bundle.version,
+            modality=one.bundle.description.modality,
+            engine=one.engine_record(),
+            state=one.state,
+        )
+        for one in catalogue.bundles.values()
+    )
+    return Described(serving=serving, problems=tuple(catalogue.problems))
+
+
 def _vault(settings: ReadSettings) -> Callable[[str], bytes]:
     if not settings.vault:
         return _no_vault
@@ -90,7 +124,8 @@ def _vault(settings: ReadSettings) -> Callable[[str], bytes]:
     from appliance.store.keys import open_key
     from appliance.store.vault import Vault
 
-    return Vault(Path(settings.vault), open_key(Path(settings.key or settings.vault), RealFiles())).read
+    vault = Vault(Path(settings.vault), open_key(Path(settings.key or settings.vault), RealFiles()))
+    return vault.authentic
 
 
 def _no_vault(sha256: str) -> bytes:

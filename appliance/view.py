@@ -1,0 +1,132 @@
+"""What the console is shown of the daemon: the parts it may see, as the records that it knows.
+
+Wiring, like ``daemon``: a module of its own so that each stays short.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from appliance import __version__
+from appliance.capture.add import SOURCE
+from appliance.capture.facts import FileReader
+from appliance.capture.header import NotDicom
+from appliance.capture.intake import Facts, IntakeError
+from appliance.console.context import Context, Door, Serving, StatusView, Upload
+from appliance.records import Modality, Patient
+from appliance.store import audit, usage
+from appliance.store.captures import Kept
+
+if TYPE_CHECKING:
+    from appliance.daemon import Daemon
+
+_AGREED = "agreement"
+
+
+def bedside_view(daemon: Daemon) -> Context:
+    """The console's context over a daemon's parts."""
+    return Context(
+        store=daemon.store,
+        status=lambda: _status(daemon),
+        preview=lambda capture_id: _preview(daemon, capture_id),
+        add=lambda upload: _add(daemon, upload),
+        note_agreement=lambda capture_id, agree: _note(daemon, capture_id, agree=agree),
+        agreement=lambda capture_id: _agreement(daemon, capture_id),
+    )
+
+
+def _status(daemon: Daemon) -> StatusView:
+    store, link = daemon.store, daemon.link
+    messages, message_bytes = store.outbox.totals()
+    transfers, transfer_bytes = store.transfers.totals()
+    now = daemon.clock.now()
+    return StatusView(
+        version=__version__,
+        link_configured=link is not None,
+        link_online=link is not None and link.online,
+        link_since_s=time.monotonic() - link.since if link is not None else None,
+        link_problem=link.problem if link is not None else "",
+        waiting_messages=messages + transfers,
+        waiting_bytes=message_bytes + transfer_bytes,
+        sent_bytes=max(usage.total(store.journal), daemon.uplink.sent_bytes),
+        captures=store.captures.counts(),
+        free_bytes=store.free(),
+        clock_uncertainty_s=now.uncertainty_s,
+        wall=now.wall,
+        models=tuple(
+            Serving(
+                bundle=one.bundle,
+                version=one.version,
+                modality=one.modality,
+                engine=one.engine.engine,
+                provider=one.engine.provider,
+                golden=one.engine.golden,
+            )
+            for one in daemon.described.serving
+        ),
+        model_problems=daemon.described.problems,
+        doors=tuple(_door(daemon, name) for name in daemon.doors),
+        problems=tuple(daemon.problems()),
+    )
+
+
+def _door(daemon: Daemon, name: str) -> Door:
+    closed = daemon.closed_doors.get(name)
+    config = daemon.config
+    words = {
+        "dicom": f"listening on {config.dicom.address}:{config.dicom.port} as {config.dicom.ae_title}",
+        "folder": "watching its folder",
+        "console": f"this page, on port {config.console.port}",
+    }
+    return Door(name=name, state=closed or words[name], open=closed is None)
+
+
+def _preview(daemon: Daemon, capture_id: str) -> tuple[str, bytes] | None:
+    for transfer, _ in daemon.store.transfers.of_capture(capture_id):
+        if transfer.kind == "preview" and daemon.store.vault.has(transfer.sha256):
+            return transfer.media_type, daemon.store.vault.read(transfer.sha256)
+    return None
+
+
+def _add(daemon: Daemon, upload: Upload) -> Kept:
+    reader = FileReader(SOURCE, upload.modality or Modality.OTHER)
+    try:
+        reader.feed(upload.data)
+        facts = reader.finish()
+    except NotDicom as error:
+        raise IntakeError(str(error)) from error
+    with daemon.intake.open() as incoming:
+        incoming.write(upload.data)
+        return incoming.keep(_completed(facts, upload))
+
+
+def _completed(facts: Facts, upload: Upload) -> Facts:
+    """What a person says beside the file goes before what the file says."""
+    said = facts.patient
+    patient = Patient(
+        id=upload.patient_id or said.id,
+        issuer=said.issuer if not upload.patient_id else "",
+        name=upload.patient_name or said.name,
+        birth_date=said.birth_date,
+        sex=upload.sex if upload.sex in ("M", "F", "O") else said.sex,  # type: ignore[arg-type]
+        age_years=said.age_years if upload.age_years is None else upload.age_years,
+    )
+    fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
+    changes: dict[str, Any] = {"patient": patient, "position": upload.position or facts.position}
+    if upload.modality is not None:
+        changes["modality"] = upload.modality
+    return Facts(**{**fields, **changes})
+
+
+def _note(daemon: Daemon, capture_id: str, *, agree: bool) -> None:
+    moment = daemon.clock.now()
+    detail = "agree" if agree else "disagree"
+    daemon.store.journal.write(lambda tx: audit.append(tx, moment, _AGREED, capture_id, detail))
+
+
+def _agreement(daemon: Daemon, capture_id: str) -> bool | None:
+    row = daemon.store.journal.one(
+        "SELECT detail FROM audit WHERE event = ? AND subject = ? ORDER BY sequence DESC LIMIT 1", _AGREED, capture_id
+    )
+    return None if row is None else row["detail"] == "agree"
