@@ -1,0 +1,239 @@
+"""The doctor's look at what the box talks to and through: the broker, the DICOM port, the console's port.
+
+What this module keeps true: the broker is asked with a client id of its own and a session that ends at once, so the box's
+session and what the broker keeps for it are not touched; passwords and keys are read, never shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import ssl
+import threading
+from pathlib import Path
+from typing import Any
+
+from appliance.config import Config, LinkConfig
+from appliance.health.check import Check, unsure, well, wrong
+
+_SECONDS = 10.0
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - addresses to listen on, and where to ask
+_LOOK_AT_THE_CLOCK = (
+    "set the clock (see the point 'clock'), then try again; if the clock is right, a new certificate is due"
+)
+_TLS = {  # OpenSSL, x509_vfy.h
+    7: (
+        "the broker's certificate is of an authority of the same name with another key",
+        "copy the hub's present CA certificate to link.ca_file",
+    ),
+    9: ("the broker's certificate is not valid yet", _LOOK_AT_THE_CLOCK),
+    10: ("the broker's certificate has expired", _LOOK_AT_THE_CLOCK),
+    18: ("the broker's certificate signed itself", "put that certificate, or its authority's, into link.ca_file"),
+    19: ("the broker's certificate ends in an unknown authority", "put the hub's CA certificate into link.ca_file"),
+    20: ("the broker's certificate is of another authority than link.ca_file", "copy the hub's CA certificate there"),
+    62: ("the broker's certificate is for another name", "set link.host to the name in the certificate"),
+    64: ("the broker's certificate is for another address", "set link.host to the name or address in the certificate"),
+}
+
+
+def check_broker(config: Config) -> Check:
+    """The broker: name, TCP, TLS, MQTT 5 CONNECT, in that order; the first that fails is explained."""
+    name, link = "broker", config.link
+    if not link.enabled:
+        return unsure(name, "not in use (link.enabled is false)")
+    where = f"{link.host}:{link.port}"
+    try:
+        with socket.create_connection((link.host, link.port), timeout=_SECONDS) as connection:
+            if link.tls:
+                found = _shake_hands(link, connection)
+                if found is not None:
+                    return wrong(name, f"{where}: {found[0]}", found[1])
+    except OSError as error:
+        found = _explain_network(error, link)
+        return wrong(name, f"{where}: {found[0]}", found[1])
+    said = _mqtt_connect(link)
+    if said is not None:
+        return wrong(name, f"{where}: {said[0]}", said[1])
+    return well(name, f"{where} takes MQTT 5 connections{' over TLS' if link.tls else ', not encrypted'}")
+
+
+def _explain_network(error: OSError, link: LinkConfig) -> tuple[str, str]:
+    offline = "the box works on without it and sends everything later"
+    if isinstance(error, socket.gaierror):
+        return "the name is not known", f"check link.host and the network's DNS (resolvectl status); {offline}"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_SECONDS:.0f} s", f"check the modem or cable, and the firewall on the way; {offline}"
+    if error.errno == errno.ECONNREFUSED:
+        return (
+            "refused: nothing listens there",
+            f"start the broker (systemctl start mosquitto) or check link.port; {offline}",
+        )
+    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return "no way there", f"no network: check the modem or cable (ip route); {offline}"
+    return error.strerror or str(error), f"check link.host {link.host!r} and link.port; {offline}"
+
+
+def _shake_hands(link: LinkConfig, connection: socket.socket) -> tuple[str, str] | None:
+    """TLS as the link does it; what is wrong and what to do, or ``None``."""
+    for field in ("ca_file", "certificate_file", "key_file"):
+        path = getattr(link, field)
+        if path and not os.access(path, os.R_OK):
+            return f"link.{field} {path} can't be read", "copy it from the hub and give it to the service's user"
+    try:
+        context = ssl.create_default_context(cafile=link.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if link.certificate_file:
+            context.load_cert_chain(link.certificate_file, link.key_file)
+    except (ssl.SSLError, OSError) as error:
+        files = "link.ca_file, link.certificate_file and link.key_file"
+        return f"certificates can't be used: {error}", f"{files} must be PEM, and the key that of the certificate"
+    try:
+        with context.wrap_socket(connection, server_hostname=link.host) as secured:
+            secured.settimeout(0.3)  # TLS 1.3: a refusal of our certificate comes after the handshake
+            with contextlib.suppress(TimeoutError):
+                secured.recv(1)
+    except ssl.SSLCertVerificationError as error:
+        return _TLS.get(error.verify_code, (error.verify_message, "check link.ca_file and link.host"))
+    except ssl.SSLError as error:
+        return _explain_tls(error)
+    except ConnectionError:
+        return "it closed the connection: that port speaks no TLS", "set link.port to the TLS port (8883 usually)"
+    return None
+
+
+def _explain_tls(error: ssl.SSLError) -> tuple[str, str]:
+    reason = (error.reason or "").replace("_", " ").lower()
+    if "certificate required" in reason or "handshake failure" in reason:
+        return "it wants this device's certificate", "set link.certificate_file and link.key_file"
+    if "alert" in reason and ("unknown ca" in reason or "certificate" in reason):
+        return f"it does not accept this device's certificate ({reason})", "enrol the device at the hub again"
+    if "wrong version" in reason or "record layer" in reason or "eof" in reason:
+        return "that port speaks no TLS", "set link.port to the TLS port (8883 usually), or link.tls to false"
+    return f"TLS fails: {reason or error}", "compare the broker's TLS settings with link.*"
+
+
+def _mqtt_connect(link: LinkConfig) -> tuple[str, str] | None:
+    """CONNECT with a throw-away client id; what is wrong and what to do, or ``None``."""
+    from paho.mqtt.client import CallbackAPIVersion, Client, MQTTv5
+
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=f"bedside-doctor-{secrets.token_hex(6)}",
+        protocol=MQTTv5,
+        reconnect_on_failure=False,
+    )
+    answered, answer = threading.Event(), []
+
+    def on_connect(_client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        answer.append(str(reason) if reason.is_failure else "")
+        answered.set()
+
+    client.on_connect = on_connect
+    client.on_disconnect = lambda *_: answered.set()
+    try:
+        if link.username:
+            password = Path(link.password_file).read_text().strip() if link.password_file else None
+            client.username_pw_set(link.username, password)
+        if link.tls:
+            context = ssl.create_default_context(cafile=link.ca_file)
+            if link.certificate_file:
+                context.load_cert_chain(link.certificate_file, link.key_file)
+            client.tls_set_context(context)
+        client.connect_timeout = _SECONDS
+        client.connect(link.host, link.port, keepalive=10)
+    except OSError as error:
+        if error.filename:
+            return f"{error.filename}: {error.strerror}", "link.password_file must be readable for the service's user"
+        return f"the connection broke ({error})", "look at the broker's log"
+    client.loop_start()
+    answered.wait(_SECONDS)
+    client.disconnect()
+    client.loop_stop()
+    return _explain_mqtt(answer)
+
+
+def _explain_mqtt(answer: list[str]) -> tuple[str, str] | None:
+    if not answer:
+        return (
+            "it does not answer MQTT",
+            "another service listens on that port, or a broker older than MQTT 5: check link.port",
+        )
+    said = answer[0]
+    if "authoriz" in said.lower() or "user name" in said.lower():
+        return f"it refuses: {said}", "check link.username and link.password_file against the broker's users"
+    return (f"it refuses: {said}", "look at the broker's log") if said else None
+
+
+def check_dicom(config: Config, *, running: bool) -> Check:
+    """The DICOM port: answering C-ECHO when the daemon runs, free when it doesn't."""
+    name, dicom = "dicom", config.dicom
+    if not dicom.enabled:
+        return unsure(name, "not in use (dicom.enabled is false)")
+    return _echo(name, config) if running else _is_free(name, dicom.address, dicom.port, "dicom.port")
+
+
+def _echo(name: str, config: Config) -> Check:
+    from pynetdicom import AE
+
+    dicom = config.dicom
+    host = _HERE.get(dicom.address, dicom.address)
+    calling = dicom.allowed_ae_titles[0] if dicom.allowed_ae_titles else "BEDSIDE-DOCTOR"
+    entity = AE(ae_title=calling)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _SECONDS
+    entity.add_requested_context("1.2.840.10008.1.1")  # Verification
+    association = entity.associate(host, dicom.port, ae_title=dicom.ae_title)
+    where = f"{dicom.ae_title} at {host}:{dicom.port}"
+    if association.is_established:
+        status = association.send_c_echo()
+        association.release()
+        if status and status.Status == 0x0000:
+            return well(name, f"{where} answers C-ECHO")
+        return wrong(name, f"{where} takes associations and does not answer C-ECHO", "look at the daemon's log")
+    if association.is_rejected:
+        found = f"{where} rejects this machine; devices that are allowed may be taken all the same"
+        return unsure(name, found, "try C-ECHO from a sending device; see dicom.allowed_addresses")
+    return wrong(
+        name, f"{where} does not answer", "bedside status says why the door is closed; often its port is in use"
+    )
+
+
+def check_console(config: Config, *, running: bool) -> Check:
+    """The console's port."""
+    name, console = "console", config.console
+    if not console.enabled:
+        return unsure(name, "not in use (console.enabled is false)")
+    if not running:
+        return _is_free(name, console.address, console.port, "console.port")
+    host = _HERE.get(console.address, console.address)
+    try:
+        socket.create_connection((host, console.port), timeout=_SECONDS).close()
+    except OSError as error:
+        return wrong(name, f"{host}:{console.port}: {error.strerror or error}", "look at the daemon's log")
+    return well(name, f"listens on {host}:{console.port}")
+
+
+def _is_free(name: str, address: str, port: int, field: str) -> Check:
+    where = f"port {port} of {address}"
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return wrong(
+                name,
+                f"{where} is taken by another program",
+                f"find it with: ss -ltnp 'sport = :{port}'; or set {field}",
+            )
+        if error.errno == errno.EACCES:
+            return wrong(
+                name, f"{where} is reserved for root", f"set {field} to 1024 or more; let the firewall forward {port}"
+            )
+        return wrong(name, f"{where}: {error.strerror or error}", f"check {field.partition('.')[0]}.address")
+    return well(name, f"{where} is free for the daemon")
