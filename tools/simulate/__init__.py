@@ -1,0 +1,1 @@
+"""Stand-ins for the world around a box: captures, senders, networks."""
