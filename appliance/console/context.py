@@ -1,0 +1,95 @@
+"""What the console is given: the store to read from, and the few things it may ask of the program around it.
+
+What this module keeps true: the console knows no pipeline, no link and no engine; it sees them through these records and
+callables, which the daemon fills in. All records are frozen and can be encoded as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from appliance.records import Modality, Record
+from appliance.store.captures import Kept
+from appliance.store.store import Store
+
+
+class Serving(Record, frozen=True, kw_only=True):
+    """A model that answers on this box, and what really runs it (promise 5)."""
+
+    bundle: str
+    version: str
+    modality: Modality
+    engine: str = ""
+    provider: str = ""
+    golden: str = "not-run"
+
+
+class Door(Record, frozen=True, kw_only=True):
+    """A way in for captures. ``state``: words for people, e.g. ``listening on 0.0.0.0:11112 as BEDSIDE``."""
+
+    name: str
+    state: str
+    open: bool = True
+
+
+class StatusView(Record, frozen=True, kw_only=True):
+    """How the box is, as the status bar shows it.
+
+    ``link_since_s``: seconds since the link came up or went down, by the monotonic clock; ``None`` when it was never up.
+    ``link_problem``: cause and remedy, empty when there is none. ``waiting_*`` and ``sent_bytes`` (since the journal began)
+    count what is for the hub. ``captures``: number in each state, ``set_aside`` and ``conflicts`` beside. ``free_bytes``:
+    what is left before new captures are refused. ``clock_uncertainty_s``: ``None`` when no clock source has been trusted
+    since the box was switched on. ``wall``: the box's time, RFC 3339 in UTC.
+    """
+
+    version: str = ""
+    link_configured: bool = True
+    link_online: bool = False
+    link_since_s: float | None = None
+    link_problem: str = ""
+    waiting_messages: int = 0
+    waiting_bytes: int = 0
+    sent_bytes: int = 0
+    captures: dict[str, int] = {}  # noqa: RUF012 - msgspec copies it
+    free_bytes: int = 0
+    clock_uncertainty_s: float | None = None
+    wall: str = ""
+    models: tuple[Serving, ...] = ()
+    model_problems: tuple[str, ...] = ()
+    doors: tuple[Door, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that a person hands in at the console. ``modality`` is ``None`` when the file shall say it itself.
+
+    ``data`` are the bytes as they came; ``filename`` is only a hint of the kind and is not kept.
+    """
+
+    filename: str
+    data: bytes
+    modality: Modality | None = None
+    age_years: float | None = None
+    sex: str = ""
+    patient_id: str = ""
+    patient_name: str = ""
+    position: str = ""
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the console may use.
+
+    ``preview``: capture id to media type and bytes of a picture (or a small sound) to show, ``None`` when there is none.
+    ``add``: keep a file, durable on return; raises ``appliance.capture.intake.IntakeError``.
+    ``note_agreement``: the health worker agrees (``True``) or not with the reading of a capture; durable on return.
+    ``agreement``: what was noted last, ``None`` when nothing was.
+    """
+
+    store: Store
+    status: Callable[[], StatusView]
+    preview: Callable[[str], tuple[str, bytes] | None]
+    add: Callable[[Upload], Kept]
+    note_agreement: Callable[[str, bool], None]
+    agreement: Callable[[str], bool | None] = lambda _: None

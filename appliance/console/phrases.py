@@ -1,0 +1,289 @@
+"""The console's sentences: what a ``Line``, a reading or the status is called in words.
+
+What this module keeps true: every state has a word beside its colour and its icon; nothing alarms without saying what to
+do; no sentence reads as a diagnosis.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import Literal, NamedTuple
+
+from appliance.console.context import StatusView
+from appliance.console.lines import Line
+from appliance.console.words import N_, Words
+from appliance.records import ADVICE_NOT_DIAGNOSIS, Finding, Measure, Modality, Moment, Reading, Triage
+
+MODALITIES: dict[Modality, str] = {
+    Modality.CHEST_XRAY: N_("Chest X-ray"),
+    Modality.LUNG_ULTRASOUND: N_("Lung ultrasound"),
+    Modality.HEART_SOUND: N_("Heart sound"),
+    Modality.LUNG_SOUND: N_("Lung sound"),
+    Modality.OTHER: N_("Other file"),
+}
+POSITIONS: dict[str, str] = {
+    "aortic": N_("Aortic area (right of the breastbone, at the top)"),
+    "pulmonary": N_("Pulmonary area (left of the breastbone, at the top)"),
+    "erb": N_("Erb's point (left of the breastbone, in the middle)"),
+    "tricuspid": N_("Tricuspid area (left of the breastbone, below)"),
+    "mitral": N_("Mitral area (the apex of the heart)"),
+}
+_LEVELS = {
+    "critical": N_("Critical"),
+    "urgent": N_("Urgent"),
+    "routine": N_("Routine"),
+    "not-read": N_("Not read"),
+    "reading": N_("Being read"),
+    "damaged": N_("Damaged"),
+}
+_LEVEL_LINES = {
+    "critical": N_("Act now."),
+    "urgent": N_("A clinician should look soon."),
+    "routine": N_("Nothing urgent was found by the models."),
+    "not-read": N_("No answer from the models. A human needs to look."),
+    "reading": N_("The answer comes in a moment. The capture is saved."),
+    "damaged": N_("The record on the disk is damaged. Take the capture again if you can."),
+}
+_CONFIDENCE = {"low": N_("uncertain"), "moderate": N_("moderate confidence"), "high": N_("high confidence")}
+_HUMAN = {
+    "noted": N_("A radiologist has taken note"),
+    "accept": N_("Radiologist agrees"),
+    "modify": N_("Radiologist changed the findings"),
+    "reject": N_("Radiologist rejects this reading"),
+}
+_UNITS = {
+    "/min": N_("per minute"),
+    "{beats}/min": N_("beats per minute"),
+    "{breaths}/min": N_("breaths per minute"),
+    "s": N_("s"),
+    "Hz": N_("Hz"),
+    "dB": N_("dB"),
+    "1": "",
+    "": "",
+}
+_TRUSTED_S = 60.0
+"""Beyond this uncertainty, seconds, a time of day is shown as about."""
+_LOW_SPACE = 2_000_000_000
+
+
+class Tile(NamedTuple):
+    """One cell of the status bar: how it is, in a word or two (``more``: where there is room), and what to know or do."""
+
+    name: str
+    state: Literal["good", "notice", "problem"]
+    title: str
+    text: str
+    details: tuple[str, ...]
+    more: str = ""
+
+
+class Phrases:
+    """The sentences of one language. ``today``: the date of the box's clock, ``YYYY-MM-DD`` in local time."""
+
+    def __init__(self, words: Words, wall: str = "") -> None:
+        self._ = words
+        self._today = _local(wall)
+
+    def modality(self, modality: Modality) -> str:
+        """What a capture is of."""
+        return self._(MODALITIES[modality])
+
+    def level(self, line: Line) -> str:
+        """The one word for how soon."""
+        return self._(_LEVELS[line.level])
+
+    def triage(self, triage: Triage) -> str:
+        """The same word for a level that a radiologist gave."""
+        return self._(_LEVELS[triage.value])
+
+    def level_line(self, line: Line) -> str:
+        """The one sentence below the word."""
+        return self._(_LEVEL_LINES[line.level])
+
+    def patient(self, line: Line) -> str:
+        """Whom it is of, in one line."""
+        _ = self._
+        parts = [line.patient_name, _("ID {id}", id=line.patient_id) if line.patient_id else ""]
+        if not any(parts):
+            parts = [_("Patient not given")]
+        return " · ".join(part for part in (*parts, self.age(line.age_years), self.sex(line.sex)) if part)
+
+    def age(self, years: float | None) -> str:
+        """An age in years, or in months below two years."""
+        if years is None or not math.isfinite(years) or years < 0:
+            return ""
+        if years < 2:
+            return self._.ngettext("{count} month", "{count} months", int(years * 12))
+        return self._.ngettext("{count} year", "{count} years", int(years))
+
+    def sex(self, sex: str) -> str:
+        """The sex as the sender said it."""
+        _ = self._
+        return {"F": _("female"), "M": _("male"), "O": _("other sex")}.get(sex, "")
+
+    def position(self, position: str) -> str:
+        """Where the stethoscope or the probe was."""
+        return self._(POSITIONS[position]) if position in POSITIONS else position
+
+    def time(self, moment: Moment) -> str:
+        """When it came: the time if it was today, the date and time otherwise; "about" when the clock isn't sure."""
+        when = _local(moment.wall)
+        if when is None:
+            return self._("time not known")
+        same = self._today is not None and when.date() == self._today.date()
+        text = when.strftime("%H:%M") if same else when.strftime("%Y-%m-%d %H:%M")
+        sure = moment.uncertainty_s is not None and moment.uncertainty_s <= _TRUSTED_S
+        return text if sure else self._("about {time}", time=text)
+
+    def time_of(self, wall: str) -> str:
+        """A time that the hub sent."""
+        return self.time(Moment(boot_id="", monotonic_ns=0, wall=wall, uncertainty_s=0.0)) if wall else ""
+
+    def found(self, line: Line) -> list[str]:
+        """What the list says of a capture: the findings, or why there are none."""
+        _ = self._
+        if line.level in {"not-read", "damaged"}:
+            return [line.reason or _("No reason was given.")]
+        if line.level == "reading":
+            return [_("Saved; the answer comes in a moment.")]
+        if not line.positive:
+            return [_("None of what the model looks for was found")]
+        return [
+            _("{finding} {percent}", finding=found.label, percent=_.percent(found.probability))
+            for found in line.positive
+        ]
+
+    def confidence(self, finding: Finding) -> str:
+        """How sure the model is of its yes or no."""
+        return self._(_CONFIDENCE[finding.confidence])
+
+    def human(self, line: Line) -> str:
+        """Where the human's word stands."""
+        _ = self._
+        if line.human != "none":
+            return _(_HUMAN[line.human])
+        if line.level == "reading":
+            return ""
+        if line.delivery == "refused":
+            return _("The hub did not take it")
+        if line.delivery == "waiting":
+            return _("Not sent yet")
+        return _("Waiting for a radiologist")
+
+    def delivery(self, line: Line) -> str:
+        """Where the result and its pictures are."""
+        _ = self._
+        if line.delivery == "refused":
+            return _(
+                "The hub did not take it: {reason}. Tell the people who run the hub; it stays saved here.",
+                reason=line.delivery_problem,
+            )
+        if line.delivery == "delivered":
+            return _("Result and originals are at the hub.")
+        if line.delivery == "sending":
+            return _("The result is at the hub; of the pictures, {percent}.", percent=_.percent(line.sent_share))
+        return _("Saved on this box; it is sent as soon as there is a link.")
+
+    def advice(self, reading: Reading) -> str:
+        """What to do next, without the sentence that the page always shows anyway."""
+        if reading.refusal is not None:
+            return reading.refusal.advice
+        return reading.advice.replace(ADVICE_NOT_DIAGNOSIS, "").strip()
+
+    def looked_for(self, reading: Reading) -> str:
+        """The limits of an answer: what the model looked for."""
+        labels = ", ".join(finding.label for finding in reading.findings)
+        return self._("The model looked only for: {findings}. It says nothing about anything else.", findings=labels)
+
+    def measure(self, measure: Measure) -> str:
+        """A value with its unit, as many digits as it deserves."""
+        size = abs(measure.value)
+        digits = 0 if size >= 20 else 1 if size >= 2 else 2
+        unit = _UNITS.get(measure.unit)
+        said = self._.number(measure.value, digits) if math.isfinite(measure.value) else "–"
+        return f"{said} {self._(unit) if unit else measure.unit if unit is None else ''}".strip()
+
+    def tiles(self, status: StatusView) -> tuple[Tile, ...]:
+        """The status bar."""
+        return (self._link(status), self._storage(status), self._clock(status), self._models(status))
+
+    def _link(self, status: StatusView) -> Tile:
+        _ = self._
+        since = None if status.link_since_s is None else _.duration(status.link_since_s)
+        details = [_("{size} sent so far.", size=_.size(status.sent_bytes))]
+        if status.waiting_messages or status.waiting_bytes:
+            waits = _.ngettext("{count} message", "{count} messages", status.waiting_messages)
+            details.insert(0, _("Waiting: {messages}, {size}.", messages=waits, size=_.size(status.waiting_bytes)))
+        else:
+            details.insert(0, _("Nothing waits to be sent."))
+        if not status.link_configured:
+            return Tile("link", "notice", _("Link"), _("Not set up"), (_("Name the broker in the configuration."),))
+        if status.link_online:
+            more = "" if since is None else _("for {time}", time=since)
+            return Tile("link", "good", _("Link"), _("Online"), tuple(details), more)
+        details.append(_("Go on working: everything is saved here and sent when the link is back."))
+        if status.link_problem:
+            details.append(status.link_problem)
+        more = "" if since is None else _("for {time}", time=since)
+        if status.waiting_messages:
+            waits = _.ngettext("{count} waits", "{count} wait", status.waiting_messages)
+            more = f"{more} · {waits}" if more else waits
+        return Tile("link", "notice", _("Link"), _("Offline"), tuple(details), more)
+
+    def _storage(self, status: StatusView) -> Tile:
+        _ = self._
+        if status.free_bytes <= 0:
+            text = _("Full")
+            remedy = _("New captures are refused. Bring the link up, or free space on the disk.")
+            return Tile("storage", "problem", _("Storage"), text, (remedy,))
+        text = _("{size} free", size=_.size(status.free_bytes))
+        kept = _.ngettext("{count} capture on this box.", "{count} captures on this box.", _kept(status))
+        if status.free_bytes < _LOW_SPACE:
+            remedy = _("Space runs low: bring the link up so that delivered captures can be removed.")
+            return Tile("storage", "problem", _("Storage"), text, (remedy, kept))
+        return Tile("storage", "good", _("Storage"), text, (kept,))
+
+    def _clock(self, status: StatusView) -> Tile:
+        _ = self._
+        when = _local(status.wall)
+        shown = "" if when is None else when.strftime("%Y-%m-%d %H:%M")
+        uncertainty = status.clock_uncertainty_s
+        if uncertainty is None:
+            remedy = _(
+                "No clock has been trusted since the box was switched on. The order of captures is right anyway."
+            )
+            return Tile("clock", "notice", _("Clock"), _("Time not confirmed"), (remedy, shown))
+        text = _("± {time}", time=_.duration(math.ceil(uncertainty)))
+        if uncertainty > _TRUSTED_S:
+            remedy = _("The time is set right when the link is up. The order of captures is right anyway.")
+            return Tile("clock", "notice", _("Clock"), text, (remedy, shown))
+        return Tile("clock", "good", _("Clock"), text, (_("The time is confirmed."), shown))
+
+    def _models(self, status: StatusView) -> Tile:
+        _ = self._
+        details = [
+            f"{self.modality(model.modality)}: {model.bundle} {model.version}, {model.engine} ({model.provider}), "
+            + (_("self-test passed") if model.golden == "passed" else _("self-test not run"))
+            for model in status.models
+        ]
+        if not status.models:
+            remedy = _("Captures are kept and sent, and not read. Install a model: see the handbook.")
+            return Tile("models", "problem", _("Models"), _("None"), (remedy, *status.model_problems))
+        text = _.ngettext("{count} ready", "{count} ready", len(status.models))
+        if status.model_problems:
+            return Tile("models", "notice", _("Models"), text, (*details, *status.model_problems))
+        return Tile("models", "good", _("Models"), text, tuple(details))
+
+
+def _kept(status: StatusView) -> int:
+    return sum(count for state, count in status.captures.items() if state not in {"set_aside", "conflicts"})
+
+
+def _local(wall: str) -> dt.datetime | None:
+    """An RFC 3339 time in the box's own time zone; ``None`` when it is none."""
+    try:
+        parsed = dt.datetime.fromisoformat(wall.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return parsed.astimezone() if parsed.tzinfo is not None else None

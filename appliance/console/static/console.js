@@ -1,0 +1,163 @@
+// Refreshes the page's live regions, moves the overlay, draws the sound. Everything else works without it.
+"use strict";
+
+const EVERY_MS = 3000;
+let tag = null;
+let failures = 0;
+
+// ---- live regions: the page is asked for again; it answers 304 until something has changed
+
+function same(a, b) {
+  return a.outerHTML === b.outerHTML;
+}
+
+function adopt(old, fresh) {
+  const open = new Set([...old.querySelectorAll("details[open]")].map((one) => one.id || one.className));
+  const focused = document.activeElement && old.contains(document.activeElement) ? document.activeElement.id : "";
+  for (const details of fresh.querySelectorAll("details")) details.open = open.has(details.id || details.className);
+  old.replaceWith(fresh);
+  prepare(fresh);
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+// An answer that only changed around the picture keeps its picture (zoom, sliders, a sound that plays).
+function keepMedia(old, fresh) {
+  if (old.dataset.stage !== fresh.dataset.stage) return;
+  for (const selector of [".picture", ".card:has(audio)"]) {
+    const before = old.querySelector(selector), after = fresh.querySelector(selector);
+    if (before && after) after.replaceWith(before);
+  }
+}
+
+const served = new Map();
+
+async function refresh() {
+  if (document.hidden) return;
+  try {
+    const headers = tag ? { "If-None-Match": tag } : {};
+    const answer = await fetch(location.pathname + location.search, { headers, cache: "no-store", credentials: "same-origin" });
+    failures = 0;
+    if (answer.status === 200) {
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (tag !== null) document.title = fresh.title;
+      for (const region of fresh.querySelectorAll("[data-live]")) {
+        const name = region.dataset.live, before = served.get(name);
+        const old = document.querySelector(`[data-live="${name}"]`);
+        served.set(name, region.outerHTML);
+        if (!old || before === region.outerHTML) continue;
+        const adopted = document.importNode(region, true);
+        if (name === "answer") keepMedia(old, adopted);
+        adopt(old, adopted);
+      }
+      tag = answer.headers.get("ETag");
+    }
+  } catch {
+    failures += 1;
+  }
+  document.getElementById("gone").hidden = failures < 2;
+}
+
+function live() {
+  const regions = document.querySelectorAll("[data-live]");
+  if (!regions.length) return;
+  for (const region of regions) served.set(region.dataset.live, region.outerHTML);
+  setInterval(refresh, EVERY_MS);
+  document.addEventListener("visibilitychange", refresh);
+}
+
+// ---- the picture
+
+function picture(card) {
+  const sheet = card.querySelector(".sheet"), stage = card.querySelector(".stage");
+  const photo = card.querySelector(".photo"), overlay = card.querySelector(".overlay");
+  const look = { brightness: 100, contrast: 100 };
+  const set = {
+    opacity: (value) => { if (overlay) overlay.style.opacity = value / 100; },
+    zoom: (value) => {
+      const x = (stage.scrollLeft + stage.clientWidth / 2) / stage.scrollWidth;
+      const y = (stage.scrollTop + stage.clientHeight / 2) / stage.scrollHeight;
+      if (!sheet.dataset.width && sheet.clientWidth) sheet.dataset.width = sheet.clientWidth;
+      sheet.classList.toggle("zoomed", value > 100);
+      sheet.style.width = value > 100 ? `${sheet.dataset.width * value / 100}px` : "";
+      stage.scrollLeft = x * stage.scrollWidth - stage.clientWidth / 2;
+      stage.scrollTop = y * stage.scrollHeight - stage.clientHeight / 2;
+    },
+    brightness: (value) => { look.brightness = value; filter(); },
+    contrast: (value) => { look.contrast = value; filter(); },
+  };
+  const filter = () => { photo.style.filter = `brightness(${look.brightness}%) contrast(${look.contrast}%)`; };
+  for (const input of card.querySelectorAll("[data-set]")) {
+    input.closest("[data-scripted]").hidden = false;
+    input.addEventListener("input", () => set[input.dataset.set](Number(input.value)));
+  }
+  const missing = () => {
+    const note = document.createElement("p");
+    note.className = "missing";
+    note.textContent = photo.dataset.missing;
+    sheet.replaceChildren(note);
+    card.querySelector(".tools")?.remove();
+  };
+  if (photo.complete && photo.naturalWidth === 0) missing();
+  photo.addEventListener("error", missing);
+}
+
+// ---- the sound: its envelope and where it plays
+
+async function wave(box) {
+  const canvas = box.querySelector("canvas"), audio = box.parentElement.querySelector("audio");
+  let peaks = [];
+  const draw = () => {
+    const pen = canvas.getContext("2d"), { width, height } = canvas, style = getComputedStyle(box);
+    const played = audio.duration ? (audio.currentTime / audio.duration) * peaks.length : 0;
+    pen.clearRect(0, 0, width, height);
+    peaks.forEach((peak, x) => {
+      pen.fillStyle = style.getPropertyValue(x < played ? "--accent" : "--soft");
+      pen.fillRect(x, height / 2 * (1 - peak), 1, Math.max(1, height * peak));
+    });
+  };
+  try {
+    const bytes = await (await fetch(box.dataset.wave, { credentials: "same-origin" })).arrayBuffer();
+    const sound = (await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes)).getChannelData(0);
+    const step = sound.length / canvas.width;
+    peaks = Array.from({ length: canvas.width }, (_, x) => {
+      let peak = 0;
+      for (let i = Math.floor(x * step); i < (x + 1) * step && i < sound.length; i += 1) peak = Math.max(peak, Math.abs(sound[i]));
+      return peak;
+    });
+    const loudest = Math.max(...peaks, 1e-6);
+    peaks = peaks.map((peak) => peak / loudest);
+    draw();
+    for (const event of ["timeupdate", "seeked", "ended"]) audio.addEventListener(event, draw);
+    canvas.addEventListener("click", (click) => { audio.currentTime = click.offsetX / canvas.clientWidth * audio.duration; });
+  } catch {
+    box.hidden = true;
+  }
+}
+
+// ---- what any region may hold
+
+function prepare(root) {
+  for (const card of root.querySelectorAll(".picture:not([data-ready])")) { card.dataset.ready = ""; picture(card); }
+  for (const box of root.querySelectorAll("[data-wave]:not([data-ready])")) { box.dataset.ready = ""; wave(box); }
+  for (const button of root.querySelectorAll("[data-print]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => print());
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  live();
+  prepare(document);
+  for (const select of document.querySelectorAll("[data-submit]")) select.addEventListener("change", () => select.form.submit());
+  for (const button of document.querySelectorAll("[data-needless]")) button.hidden = true;
+  for (const form of document.querySelectorAll("[data-busy]")) {
+    form.addEventListener("submit", () => {
+      const button = form.querySelector("button");
+      button.disabled = true;
+      button.textContent = form.dataset.busy;
+    });
+  }
+  document.addEventListener("click", (click) => {
+    for (const tile of document.querySelectorAll(".tile[open]")) if (!tile.contains(click.target)) tile.open = false;
+  });
+});
