@@ -169,7 +169,7 @@ def case(connection: Connection, capture_id: str, now_ms: int) -> Case:
         result=result,
         superseded=list(connection.execute(others.order_by(_result.revision)).scalars()),
         blobs=_blobs(connection, capture_id),
-        reviews=_reviews(connection, capture_id),
+        reviews=_reviews(connection, capture_id, row.review_id),
         conflicts=connection.execute(conflicts).scalar_one(),
         history=_history(connection, capture_id),
     )
@@ -267,12 +267,14 @@ def _blobs(connection: Connection, capture_id: str) -> list[BlobPart]:
     ]
 
 
-def _reviews(connection: Connection, capture_id: str) -> list[ReviewPart]:
+def _reviews(connection: Connection, capture_id: str, last: str | None) -> list[ReviewPart]:
+    """The last first; each names the one before it."""
     query = select(tables.review).where(tables.review.c.capture_id == capture_id)
-    rows = connection.execute(query.order_by(tables.review.c.created_ms.desc())).all()
-    sent = outbox.delivery(connection, [row.id for row in rows])
+    rows = {row.id: row for row in connection.execute(query)}
+    sent = outbox.delivery(connection, list(rows))
     parts = []
-    for row in rows:
+    while last is not None:
+        row = rows[last]
         closed_ms, outcome, attempts = sent.get(row.id, (None, None, 0))
         parts.append(
             ReviewPart(
@@ -283,6 +285,7 @@ def _reviews(connection: Connection, capture_id: str) -> list[ReviewPart]:
                 attempts=attempts,
             )
         )
+        last = row.previous
     return parts
 
 
