@@ -39,7 +39,7 @@ def features(windows: Floats) -> Floats:
     spectrum = power(waves, FRAME, HOP)
     level = np.log(spectrum @ bands(RATE_HZ, FRAME, EDGES_HZ) + 1e-7)
     vector = np.concatenate(
-        [_colour(level), _shape(level), _tones(spectrum), _clicks(waves), _whole(spectrum, waves)], axis=1
+        [_colour(level), _shape(level), _tones(spectrum), _clicks(waves), _whole(spectrum, level, waves)], axis=1
     )
     return np.asarray(np.clip(np.nan_to_num(vector), -50.0, 50.0), np.float32)
 
@@ -125,15 +125,16 @@ def _clicks(waves: Floats) -> Doubles:
     return np.concatenate([*found, np.max(leap, axis=1), spread, shape, tails, np.stack(both, axis=1)], axis=1)
 
 
-def _whole(spectrum: Floats, waves: Floats) -> Doubles:
+def _whole(spectrum: Floats, level: Floats, waves: Floats) -> Doubles:
     """Centroid, spread and flatness over time, zero crossings, crest and kurtosis of the waveform."""
     position = (np.arange(spectrum.shape[2]) / spectrum.shape[2]).astype(np.float32)
     total = np.sum(spectrum, axis=2) + FLOOR
     centroid = spectrum @ position / total
-    flat = np.mean(np.log(spectrum[:, :, 4:] + 1e-7), axis=2) - np.log(np.mean(spectrum[:, :, 4:], axis=2) + 1e-7)
+    flat = np.mean(level, axis=2) - np.log(np.mean(np.exp(level), axis=2))
     loudness = np.log(total)
     crossings = np.mean((waves[:, 1:] >= 0) != (waves[:, :-1] >= 0), axis=1)
-    tails = np.log(np.mean(waves.astype(np.float64) ** 4, axis=1))
+    squares = waves * waves
+    tails = np.log(np.mean(squares * squares, axis=1) + 1e-9)
     crest = np.log(np.max(np.abs(waves), axis=1) + 1e-9)
     stack = [
         np.mean(centroid, axis=1),

@@ -1,0 +1,87 @@
+"""Extremely randomised trees as ONNX (``ai.onnx.ml`` TreeEnsembleRegressor), deciding as scikit-learn does.
+
+What this module keeps true: scikit-learn compares float32 features with float64 thresholds, ONNX with float32 ones; each
+threshold is rounded *down* to float32, so that every float32 feature falls on the same side in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+ML_OPSET = 3
+OPSET = 17
+CERTAIN = 0.01
+"""Probabilities are kept this far from 0 and 1: a leaf of three cases is no proof."""
+
+
+def rounded_down(thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """The largest float32 not above each threshold."""
+    single = thresholds.astype(np.float32)
+    above = single.astype(np.float64) > thresholds
+    single[above] = np.nextafter(single[above], np.float32(-np.inf))
+    return single
+
+
+def export(forest: Any, path: Path, features: int, *, input_name: str, output_name: str = "probability") -> None:
+    """Write a fitted ``ExtraTreesRegressor`` on 0/1 targets; output ``[N, targets]``, clipped to ``CERTAIN``…1 − ``CERTAIN``."""
+    trees = [estimator.tree_ for estimator in forest.estimators_]
+    targets = int(trees[0].value.shape[1])
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "nodes_treeids nodes_nodeids nodes_featureids nodes_values nodes_modes nodes_truenodeids nodes_falsenodeids "
+            "target_treeids target_nodeids target_ids target_weights"
+        ).split()
+    }
+    for number, tree in enumerate(trees):
+        leaf = tree.children_left < 0
+        columns["nodes_treeids"] += [number] * tree.node_count
+        columns["nodes_nodeids"] += range(tree.node_count)
+        columns["nodes_featureids"] += np.where(leaf, 0, tree.feature).tolist()
+        columns["nodes_values"] += np.where(leaf, 0.0, rounded_down(tree.threshold)).tolist()
+        columns["nodes_modes"] += ["LEAF" if one else "BRANCH_LEQ" for one in leaf]
+        columns["nodes_truenodeids"] += np.where(leaf, 0, tree.children_left).tolist()
+        columns["nodes_falsenodeids"] += np.where(leaf, 0, tree.children_right).tolist()
+        for node in np.flatnonzero(leaf):
+            for target in range(targets):
+                columns["target_treeids"].append(number)
+                columns["target_nodeids"].append(int(node))
+                columns["target_ids"].append(target)
+                columns["target_weights"].append(float(tree.value[node, target, 0]) / len(trees))
+    ensemble = helper.make_node(
+        "TreeEnsembleRegressor",
+        [input_name],
+        ["sum"],
+        domain="ai.onnx.ml",
+        n_targets=targets,
+        aggregate_function="SUM",
+        post_transform="NONE",
+        **columns,
+    )
+    clip = helper.make_node("Clip", ["sum", "lowest", "highest"], [output_name])
+    _save(path, [ensemble, clip], (input_name, features), (output_name, targets))
+
+
+def _save(path: Path, nodes: Sequence[Any], taken: tuple[str, int], given: tuple[str, int]) -> None:
+    limits = [
+        helper.make_tensor(name, TensorProto.FLOAT, [], [value])
+        for name, value in (("lowest", CERTAIN), ("highest", 1.0 - CERTAIN))
+    ]
+    graph = helper.make_graph(
+        list(nodes),
+        "trees",
+        [helper.make_tensor_value_info(taken[0], TensorProto.FLOAT, ["N", taken[1]])],
+        [helper.make_tensor_value_info(given[0], TensorProto.FLOAT, ["N", given[1]])],
+        limits,
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="bedside")
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
