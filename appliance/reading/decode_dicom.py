@@ -8,7 +8,6 @@ long cine is decoded, evenly spread.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import struct
 import warnings
@@ -41,13 +40,14 @@ _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", _DEFLATED, _BIG_ENDIAN}
 _BASELINE = "1.2.840.10008.1.2.4.50"
 _RLE = "1.2.840.10008.1.2.5"
-# The fastest correct decoder for each (docs/decisions.md); pydicom tries the others when one is not installed.
+# One decoder for each: fast, right, and raising errors. gdcm is 12 % faster on lossless JPEG but ends the process by an
+# uncaught C++ exception on some damaged streams.
 _PLUGINS = {
     _RLE: "pylibjpeg",
-    _BASELINE: "gdcm",
+    _BASELINE: "pylibjpeg",
     "1.2.840.10008.1.2.4.51": "pylibjpeg",
-    "1.2.840.10008.1.2.4.57": "gdcm",
-    "1.2.840.10008.1.2.4.70": "gdcm",
+    "1.2.840.10008.1.2.4.57": "pylibjpeg",
+    "1.2.840.10008.1.2.4.70": "pylibjpeg",
     "1.2.840.10008.1.2.4.80": "pyjpegls",
     "1.2.840.10008.1.2.4.81": "pyjpegls",
     "1.2.840.10008.1.2.4.90": "pylibjpeg",
@@ -254,14 +254,9 @@ class _Image:
             if fast is not None:
                 return fast
         decoder = get_decoder(UID(self.syntax))
-        value = encapsulate([frame])
         plugin = _PLUGINS[self.syntax]
-        if plugin in decoder.available_plugins:
-            # Another decoder may be more lenient; if none is, the last error tells.
-            with contextlib.suppress(*BROKEN), panics_are_errors():
-                return np.asarray(decoder.as_array(value, index=0, decoding_plugin=plugin, **options)[0])
         with panics_are_errors():
-            return np.asarray(decoder.as_array(value, index=0, **options)[0])
+            return np.asarray(decoder.as_array(encapsulate([frame]), index=0, decoding_plugin=plugin, **options)[0])
 
     def _check_frame(self, frame: bytes) -> None:
         size = codestream_size(frame) if self.syntax != _RLE else None
@@ -287,9 +282,8 @@ class _Image:
         try:
             decoded = list(frames)
         except BROKEN as error:
-            raise DecodeError(
-                "damaged", f"the pixels can't be decompressed ({type(error).__name__}: {error})", "send it again"
-            ) from error
+            cause = str(error).strip().rpartition("\n")[2].strip()
+            raise DecodeError("damaged", f"the pixels can't be decompressed ({cause})", "send it again") from error
         if any(frame.shape[:2] != (self.rows, self.columns) for frame in decoded):
             raise DecodeError(
                 "damaged", "the decompressed picture has another size than the header says", "send it again"
