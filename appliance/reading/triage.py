@@ -4,9 +4,9 @@ What this module keeps true (docs/assessment.md gives the reasons):
 
 1. A finding at or above its ``critical_probability`` is critical, unless it is experimental.
 2. A positive finding gives its bundle's ``triage_positive``; an experimental one at most urgent.
-3. A finding in its uncertain band, not experimental, is urgent: doubt earns an earlier look, not a later one.
-4. All negative: the bundle's ``triage_negative``.
-5. Not read: routine. It keeps its place among those that no machine has looked at, and the reason says what to do.
+3. All negative: the bundle's ``triage_negative``. Doubt (the uncertain band) is said in words and moves nothing: where a bundle
+   doubts most of what it sees, a level that follows doubt would order nothing.
+4. Not read: routine. It keeps its place among those that no machine has looked at, and the reason says what to do.
 
 Every text ends with ``ADVICE_NOT_DIAGNOSIS``.
 """
@@ -33,7 +33,7 @@ def advice(found: Sequence[Answer], description: Description) -> str:
     said = list(dict.fromkeys(one.advice for one in ranked)) or [description.advice_negative]
     doubtful = [one.finding.label for one in found if one.uncertain and not one.finding.experimental]
     if doubtful:
-        said.append(f"The answer on {' and '.join(doubtful)} is uncertain: ask a clinician to look soon.")
+        said.append(f"The answer on {' and '.join(doubtful)} is uncertain: ask a clinician to judge it.")
     return " ".join([*(text.strip() for text in said), ADVICE_NOT_DIAGNOSIS])
 
 
@@ -49,6 +49,4 @@ def _level(answer: Answer, description: Description) -> Triage:
         if spec.experimental and spec.triage_positive is Triage.CRITICAL:
             return Triage.URGENT
         return spec.triage_positive
-    if answer.uncertain and not spec.experimental:
-        return Triage.URGENT
     return description.triage_negative

@@ -165,13 +165,13 @@ def test_an_age_that_is_required_and_unknown_is_asked_for():
     ("probability", "level", "doubt"),
     [
         (0.1, Triage.ROUTINE, False),
-        (0.55, Triage.URGENT, True),
+        (0.55, Triage.ROUTINE, True),
         (0.65, Triage.URGENT, True),
         (0.9, Triage.URGENT, False),
         (0.985, Triage.CRITICAL, False),
     ],
 )
-def test_triage_rises_with_the_probability_and_with_doubt(probability, level, doubt):
+def test_triage_rises_with_the_probability_and_doubt_is_said(probability, level, doubt):
     reading = read(chest((logit(probability), 0, 5)))
     assert reading.triage is level
     assert ("uncertain" in reading.advice) == doubt
