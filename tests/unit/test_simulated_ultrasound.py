@@ -81,8 +81,8 @@ def test_a_scene_gives_the_same_cine_again_and_another_seed_another() -> None:
 
 def test_the_box_decodes_it_and_finds_the_sector() -> None:
     from appliance.reading.decode import decode
-    from appliance.reading.ultrasound import sector
     from appliance.reading.prepared import Picture
+    from appliance.reading.ultrasound import sector
 
     buffer = io.BytesIO()
     dataset(Scene(frames=4, b_lines=2)).save_as(buffer, enforce_file_format=True)
