@@ -13,6 +13,7 @@ import httpx
 from appliance.capture.facts import media_type_of
 from appliance.capture.intake import Facts, Intake, IntakeError
 from appliance.config import ConsoleConfig, StorageConfig
+from appliance.console.app import UPLOAD_LIMIT
 from appliance.console.context import Context, Door, Serving, StatusView, Upload
 from appliance.console.server import ConsoleServer
 from appliance.health.clock import Clock
@@ -55,7 +56,7 @@ def finding(label: str, probability: float, **rest: Any) -> Finding:
 class World:
     """A box in ``folder`` with its console on a free port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, upload_limit: int = UPLOAD_LIMIT) -> None:
         self.clock = Clock()
         self.store = Store(StorageConfig(state=str(folder / "state"), refuse_below=16, reserve=4), self.clock.now)
         self.intake = Intake(self.store, "site-1/box-1")
@@ -88,7 +89,7 @@ class World:
             note_agreement=self._note,
             agreement=self.agreements.get,
         )
-        self.server = ConsoleServer(ConsoleConfig(port=0), self.context)
+        self.server = ConsoleServer(ConsoleConfig(port=0), self.context, upload_limit=upload_limit)
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.client = httpx.Client(base_url=self.url, headers={"accept-language": "en"})

@@ -120,6 +120,16 @@ def original(site: Site, request: Request) -> Response:
     return serve.original(request, site.context.store.vault, whole.entry.capture)
 
 
+def sound(site: Site, request: Request) -> Response:
+    """The recording as a browser plays it."""
+    whole = site.whole(request.path_params["id"])
+    wav = site.player.wav(whole.line.id)
+    if wav is None:
+        what = N_("There is no sound of this capture.")
+        return site.problem(request, 404, what, N_("The original can be downloaded instead."))
+    return serve.ranged(request, wav, "audio/wav")
+
+
 async def hand_in(site: Site, request: Request) -> Response:
     """Keep a file."""
     kept = await keep(site, request)
@@ -159,6 +169,7 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute("/api/captures/{id}", "GET", "One capture with its reading and reviews", CaptureDetail, capture),
     ApiRoute("/api/captures/{id}/preview", "GET", "A picture (or small sound) of it", "image/*", preview),
     ApiRoute("/api/captures/{id}/overlay", "GET", "The activation map, to lay over the preview", "image/png", overlay),
+    ApiRoute("/api/captures/{id}/sound", "GET", "The recording as WAV, as browsers play it", "audio/wav", sound),
     ApiRoute("/api/captures/{id}/original", "GET", "The file as it came; ranges are answered", "*/*", original),
     ApiRoute("/api/captures/{id}/agreement", "POST", "Agree or not with the reading", Agreement, agree, 200, Agreement),
     ApiRoute("/api/openapi.json", "GET", "This description", "application/json", openapi),

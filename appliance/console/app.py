@@ -101,7 +101,6 @@ def _add(site: Site, request: Request) -> Response:
 def _answer(site: Site, request: Request) -> Response:
     whole = site.whole(request.path_params["id"])
     capture = whole.entry.capture
-    playable = kind(capture.media_type).startswith("audio/")
     return site.page(
         request,
         "answer.html",
@@ -109,7 +108,7 @@ def _answer(site: Site, request: Request) -> Response:
         capture=capture,
         reading=whole.reading,
         reviews=whole.reviews[::-1],
-        sound="original" if playable else "preview" if capture.modality in _SOUNDS else "",
+        sound=capture.modality in _SOUNDS or kind(capture.media_type).startswith("audio/"),
         agreement=site.context.agreement(capture.id),
         has_overlay=whole.reading is not None and bool(whole.reading.overlay),
         labels={finding.id: finding.label for finding in (whole.reading.findings if whole.reading else ())},

@@ -136,6 +136,16 @@ class Phrases:
         sure = moment.uncertainty_s is not None and moment.uncertainty_s <= _TRUSTED_S
         return text if sure else self._("about {time}", time=text)
 
+    def stamp(self, moment: Moment) -> str:
+        """Date, time and how sure the clock was."""
+        when = _local(moment.wall)
+        if when is None:
+            return self._("time not known")
+        text = when.strftime("%Y-%m-%d %H:%M %Z")
+        if moment.uncertainty_s is None:
+            return self._("about {time} (the clock was not confirmed)", time=text)
+        return f"{text} ± {self._.duration(math.ceil(moment.uncertainty_s))}"
+
     def time_of(self, wall: str) -> str:
         """A time that the hub sent."""
         return self.time(Moment(boot_id="", monotonic_ns=0, wall=wall, uncertainty_s=0.0)) if wall else ""

@@ -71,12 +71,32 @@ def original(request: Request, vault: Vault, capture: Capture) -> Response:
     asked = _range(request.headers.get("range", ""), size)
     if asked is None:
         return Response(vault.read(capture.sha256), media_type=media_type, headers=headers)
-    start, end = asked
-    if start >= size or end < start:
+    part = vault.read_range(capture.sha256, asked[0], asked[1] - asked[0] + 1) if _answerable(asked, size) else b""
+    return _partial(part, asked, size, media_type, headers)
+
+
+def ranged(request: Request, data: bytes, media_type: str) -> Response:
+    """Bytes in memory, whole or one range of them."""
+    headers = {"accept-ranges": "bytes"}
+    asked = _range(request.headers.get("range", ""), len(data))
+    if asked is None:
+        return Response(data, media_type=media_type, headers=headers)
+    return _partial(data[asked[0] : asked[1] + 1], asked, len(data), media_type, headers)
+
+
+def _answerable(asked: tuple[int, int], size: int) -> bool:
+    return asked[0] <= asked[1] < size
+
+
+def _partial(part: bytes, asked: tuple[int, int], size: int, media_type: str, headers: dict[str, str]) -> Response:
+    if not _answerable(asked, size):
         return Response(status_code=416, headers={"content-range": f"bytes */{size}"})
-    headers["content-range"] = f"bytes {start}-{end}/{size}"
-    part = vault.read_range(capture.sha256, start, end - start + 1)
-    return Response(part, status_code=206, media_type=media_type, headers=headers)
+    return Response(
+        part,
+        status_code=206,
+        media_type=media_type,
+        headers={**headers, "content-range": f"bytes {asked[0]}-{asked[1]}/{size}"},
+    )
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:

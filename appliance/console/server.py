@@ -13,7 +13,7 @@ import time
 import uvicorn
 
 from appliance.config import ConsoleConfig
-from appliance.console.app import make_app
+from appliance.console.app import UPLOAD_LIMIT, make_app
 from appliance.console.context import Context
 
 _START_S = 20.0
@@ -27,9 +27,9 @@ class ConsoleError(Exception):
 class ConsoleServer:
     """Serves the console at ``config.address`` and ``config.port`` (0: any free port, see ``port``)."""
 
-    def __init__(self, config: ConsoleConfig, context: Context) -> None:
+    def __init__(self, config: ConsoleConfig, context: Context, *, upload_limit: int = UPLOAD_LIMIT) -> None:
         self._config = config
-        self._app = make_app(context)
+        self._app = make_app(context, upload_limit=upload_limit)
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None

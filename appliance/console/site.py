@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, Response
 from appliance.console.context import Context
 from appliance.console.lines import Gatherer, Line, Whole
 from appliance.console.phrases import MODALITIES, POSITIONS, Phrases
+from appliance.console.sound import Player
 from appliance.console.words import N_, Words, choose, languages, words
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Record
 from appliance.store.errors import Damaged, StoreError
@@ -50,6 +51,7 @@ class Site:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.counts: Counter[str] = Counter()
+        self.player = Player(self._original)
         self.handing_in = threading.BoundedSemaphore(2)  # each holds a whole file in memory
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -66,6 +68,9 @@ class Site:
         if not self.context.store.journal.one("SELECT 1 FROM capture WHERE id = ?", capture_id):
             raise NotHere
         return Gatherer(self.context.store).whole(self.context.store.captures.get(capture_id))
+
+    def _original(self, capture_id: str) -> bytes:
+        return self.context.store.vault.read(self.whole(capture_id).entry.capture.sha256)
 
     def lines(self, limit: int) -> list[Line]:
         """The newest captures, newest first."""

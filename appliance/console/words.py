@@ -32,7 +32,7 @@ class Words:
     def __init__(self, language: str) -> None:
         self.language = language
         self.locale = Locale.parse(language)
-        self.direction: str = self.locale.text_direction
+        self.direction = self.locale.text_direction
         self._singular, self._plural, self._form = _load(language)
 
     def __call__(self, text: str, **values: object) -> str:
@@ -49,7 +49,7 @@ class Words:
     def number(self, value: float, digits: int = 0) -> str:
         """A number with at most ``digits`` decimals."""
         pattern = "#,##0" + ("." + "#" * digits if digits else "")
-        return format_decimal(value, format=pattern, locale=self.locale)
+        return str(format_decimal(value, format=pattern, locale=self.locale))
 
     def percent(self, share: float) -> str:
         """A share from 0 to 1 as a whole percentage; never a 0 % or 100 % that is not exact."""

@@ -1,0 +1,71 @@
+"""A recording as any browser plays it: WAV, 16 bit, one channel, at a rate that browsers take.
+
+What this module keeps true: what is heard is what was recorded: resampled upwards only, at the recorded level, nothing
+filtered. Browsers refuse rates below 3 kHz (Chromium's ``media::limits::kMinSampleRate``) and know no DICOM waveforms; heart
+sounds come as both. The last few are held in memory, so that seeking (a range of bytes each) does not decode again.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.reading.decode import DecodeError, decode
+from appliance.reading.prepared import Sound
+
+LOWEST_HZ = 8000
+"""Recordings at a lower rate are resampled to the first whole multiple of it that is not below this."""
+_HELD = 3
+
+
+def wav_of(data: bytes) -> bytes | None:
+    """The bytes of a WAV for the original in ``data``; ``None`` when it is no recording that can be decoded."""
+    try:
+        sound = decode(data)
+    except DecodeError:
+        return None
+    if not isinstance(sound, Sound) or not len(sound.samples) or not sound.rate_hz > 0:
+        return None
+    samples, rate = sound.samples, round(sound.rate_hz)
+    factor = -(-LOWEST_HZ // max(rate, 1))
+    if factor > 1:
+        import soxr
+
+        samples = np.asarray(soxr.resample(samples, rate, rate * factor), dtype=np.float32)
+    return _wav(samples, rate * factor)
+
+
+class Player:
+    """Holds the recordings that were listened to last. ``original``: capture id to the original's bytes."""
+
+    def __init__(self, original: Callable[[str], bytes]) -> None:
+        self._original = original
+        self._held: OrderedDict[str, bytes | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def wav(self, capture_id: str) -> bytes | None:
+        """The WAV of a capture, ``None`` when it is no recording; raises what ``original`` raises."""
+        with self._lock:
+            if capture_id not in self._held:
+                self._held[capture_id] = wav_of(self._original(capture_id))
+            self._held.move_to_end(capture_id)
+            while len(self._held) > _HELD:
+                self._held.popitem(last=False)
+            return self._held[capture_id]
+
+
+def _wav(samples: npt.NDArray[np.float32], rate: int) -> bytes:
+    """RIFF/WAVE, PCM 16 bit (Microsoft and IBM, Multimedia Programming Interface 1.0, 1991)."""
+    data = np.rint(samples.clip(-1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16)
+    return (
+        struct.pack("<4sI4s", b"RIFF", 4 + len(form) + 8 + len(data), b"WAVE")
+        + form
+        + struct.pack("<4sI", b"data", len(data))
+        + data
+    )
