@@ -92,14 +92,31 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # the library has n
         return next(self._batches, None)
 
 
-def write_unsigned(float_form: Path, target: Path, batches: Sequence[Feeds]) -> None:
-    """Quantise a float graph as ONNX Runtime's documentation advises for x86: U8 activations, S8 weights per channel."""
+def write_unsigned(shipped: Path, float_form: Path, target: Path, batches: Sequence[Feeds]) -> None:
+    """Quantise a float graph as ONNX Runtime's documentation advises for x86: U8 activations, S8 weights per channel.
+
+    The layers that the shipped form has in INT8 are quantised, with the activations that follow them, and no others.
+    """
     quantize_static(
         float_form,
         target,
         _Reader(batches),
         quant_format=QuantFormat.QDQ,
+        nodes_to_quantize=_integer_nodes(onnx.load(shipped).graph),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
+
+
+def _integer_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that read a dequantised tensor, and of the ReLUs and Clips that read those."""
+    dequantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = [
+        node
+        for node in graph.node
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} and node.input and node.input[0] in dequantised
+    ]
+    made = {output for node in layers for output in node.output}
+    after = [node for node in graph.node if node.op_type in {"Relu", "Clip"} and node.input[0] in made]
+    return [node.name for node in (*layers, *after)]

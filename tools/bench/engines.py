@@ -35,7 +35,7 @@ def _graph(bundle: Bundle, graph: Graph, feeds: _forms.Feeds, folder: Path) -> I
     made = forms.make(bundle, graph, Cache(folder / "cache"))
     source = bundle.path(graph.file)
     _forms.write_float(source, folder / "float.onnx")
-    _forms.write_unsigned(folder / "float.onnx", folder / "unsigned.onnx", [feeds])
+    _forms.write_unsigned(source, folder / "float.onnx", folder / "unsigned.onnx", [feeds])
     engine, bare = onnx.load(made.path), _session(made.path)
     runs: dict[str, Callable[[], object]] = {
         "ours": lambda: engine.run(feeds),
