@@ -34,7 +34,7 @@ def plot(cases: Cases, path: Path) -> None:
     roc.plot([0, 1], [0, 1], color="0.8", linewidth=1)
     roc.step(false_positive_rate, sensitivity, where="post", color="#1f4e79")
     roc.plot(1 - point.specificity, point.sensitivity, "o", color="#c00000", label="operating point")
-    roc.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(-0.03, 1.03), aspect="equal")
     roc.set_title(f"{cases.finding}: AUROC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]")
     roc.legend(loc="lower right")
     curve = metrics.calibration_curve(y, p)

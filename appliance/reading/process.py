@@ -73,6 +73,9 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> C
         settings: an encoded ``ReadSettings``.
         open_blob: SHA-256 (hex) to the blob's plain bytes; the vault of the settings when ``None``.
     """
+    import cv2
+
+    cv2.setNumThreads(1)  # one request at a time on one core: more threads would only wait for each other
     wanted = msgspec.msgpack.decode(settings, type=ReadSettings)
     catalogue = Catalogue(Path(wanted.models), Path(wanted.cache), wanted.engine, wanted.trusted_keys)
     catalogue.open(wanted.warm or None)
