@@ -116,6 +116,7 @@ class Daemon:
         if not repair.clean:
             _log.warning("store repaired", unfinished=repair.unfinished, orphans=repair.orphans, missing=repair.missing)
         self.worker.start()
+        self._describe()
         self.pipeline.start()
         if self.link is not None:
             self.link.start()
@@ -194,7 +195,7 @@ class Daemon:
     def _describe(self) -> None:
         """Ask the reading process what serves in it."""
         request = msgspec.msgpack.encode(ReadRequest(describe=True))
-        result = self.worker.submit(request, 0, self.config.models.time_limit)
+        result = self.worker.submit(request, 0, self.config.models.time_limit)  # asked as soon as it is ready
 
         def done(answered: Future[Result]) -> None:
             if not answered.cancelled() and answered.result().status == "ok":
