@@ -35,10 +35,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded picture or cine.
 
-    ``pixels``: grey ``[frames, rows, columns]`` (uint8, uint16 or int16, stored values, not inverted and not windowed) or colour
-    ``[frames, rows, columns, 3]`` (uint8, RGB). ``invert``: stored MONOCHROME1. ``window``: centre and width in stored
-    values (after undoing the rescale), or ``None``. ``lut``: a VOI LUT (first stored value mapped, table scaled to 0…1),
-    used in place of the window where there is one. ``frame_time_ms``: 0 for a still.
+    ``pixels``: grey ``[frames, rows, columns]`` (uint8, uint16 or int16, stored values, not inverted and not windowed) or
+    colour ``[frames, rows, columns, 3]`` (uint8, RGB). ``invert``: stored MONOCHROME1. ``window``: centre and width of
+    DICOM's LINEAR (or, with ``sigmoid``, SIGMOID) function in stored values, the rescale undone, or ``None``. ``lut``: a
+    VOI LUT (first stored value mapped, table scaled to 0…1), used in place of the window where there is one.
+    ``frame_time_ms``: 0 for a still.
     """
 
     header: Header
