@@ -111,17 +111,24 @@ def _fidelity(run: Run, kermany: Rows, read: Rows, cut: Cut) -> dict[str, quanti
     """INT8 beside FP32 on held-out films, as shipped and as derived on x86; raises when a limit is passed."""
     found: dict[str, quantise.Fidelity] = {}
     nih = run.rows(lambda f: f.source == "nih")
-    for form, name in (("int8", "as shipped"), ("x86", "derived on x86")):
-        scores, float_scores = run.measured[form], run.measured["fp32"]
-        child = quantise.fidelity(run.truth[kermany], float_scores[kermany], scores[kermany], cut.child)
-        adult = quantise.fidelity(run.truth[read], float_scores[read], scores[read], cut.adult)
-        # Decisions are counted on every adult film, read or not: 227 alone can't show one per cent.
-        flipped = float(np.mean((float_scores[nih] >= cut.adult) != (scores[nih] >= cut.adult)))
-        adult = msgspec.structs.replace(adult, flipped=flipped)
-        found |= {f"children, {name}": child, f"adults, {name}": adult}
-        together = (child.flipped * kermany.sum() + flipped * nih.sum()) / (kermany.sum() + nih.sum())
-        for title, one in ((f"children, {name}", child), (f"adults, {name}", adult)):
-            quantise.require(title, msgspec.structs.replace(one, flipped=float(together)))
+    for form, name in (("int8", "derived on x86"), ("shipped", "as shipped")):
+        scores, before = run.measured[form], run.measured["fp32"]
+        there = ~np.isnan(scores)
+        ages = []
+        for title, labelled, every, cut_at in (
+            ("children", kermany, kermany, cut.child),
+            ("adults", read, nih, cut.adult),
+        ):
+            one = quantise.fidelity(
+                run.truth[labelled & there], before[labelled & there], scores[labelled & there], cut_at
+            )
+            # Decisions are counted on every adult film, read or not: 227 alone can't show one per cent.
+            flipped = np.mean((before[every & there] >= cut_at) != (scores[every & there] >= cut_at))
+            ages.append(msgspec.structs.replace(one, flipped=float(flipped), n=int(np.sum(every & there))))
+            found[f"{title}, {name}"] = ages[-1]
+        together = float(np.average([one.flipped for one in ages], weights=[kermany.sum(), nih.sum()]))
+        for one in ages:
+            quantise.require(f"chest X-ray, {name}", msgspec.structs.replace(one, flipped=together))
     return found
 
 
@@ -199,7 +206,8 @@ def _explanation(run: Run, kermany: Rows, read: Rows) -> dict[str, float]:
     boxed = np.flatnonzero(read & run.rows(lambda f: bool(f.boxes)))
     table = explain.pointing(run.measured["cam"][boxed], [run.found[i].boxes for i in boxed])
     for name, rows in (("adults", read), ("children", kermany)):
-        chosen = np.flatnonzero(rows & (run.truth > 0.5) & (run.measured["fold"] == 0))[:60]
+        scored = ~np.isnan(run.measured["shipped"])
+        chosen = np.flatnonzero(rows & scored & (run.truth > 0.5) & (run.measured["fold"] == 0))[:60]
         images = run.cache.images[chosen].astype(np.float32)
         found = explain.deletion(run.work / "chest-fold0.onnx", images, run.measured["cam"][chosen], 0)
         table |= {f"{name}: {key}": value for key, value in found.items()}

@@ -20,10 +20,12 @@ import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from tools.train import ptq
 from tools.train.metrics import auroc
 
 AUROC_DIFFERENCE = 0.005
 FLIPPED = 0.01
+CORRECTING = 40
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
@@ -79,13 +81,14 @@ def quantise(
         op_types: Operators whose inputs are quantised.
         method: ``minmax``, ``percentile`` or ``entropy``: how ranges of activations are found.
     """
+    batches = list(calibration)
     with tempfile.TemporaryDirectory() as folder:
         shaped = Path(folder) / "shaped.onnx"
         quant_pre_process(fp32, shaped, skip_optimization=True, skip_symbolic_shape=True)
         quantize_static(
             shaped,
             int8,
-            _Reader(calibration),
+            _Reader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(op_types),
             per_channel=True,
@@ -102,8 +105,18 @@ def quantise(
         )
     model = onnx.load(int8)
     _drop_pairs_before_activation(model.graph)
+    ptq.refine_scales(fp32, model, batches[:: max(1, len(batches) // 12)])
+    ptq.correct_biases(fp32, model, _spread(batches, CORRECTING))
     onnx.checker.check_model(model)
     onnx.save(model, int8)
+
+
+def _spread(batches: Sequence[Batch], most: int) -> dict[str, npt.NDArray[np.generic]]:
+    """At most ``most`` cases, taken evenly from all batches, as one batch."""
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    size = len(next(iter(joined.values())))
+    chosen = np.unique(np.linspace(0, size - 1, min(most, size)).astype(np.int64))
+    return {name: value[chosen] for name, value in joined.items()}
 
 
 def _drop_pairs_before_activation(graph: onnx.GraphProto) -> None:
