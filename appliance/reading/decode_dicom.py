@@ -38,6 +38,7 @@ warnings.filterwarnings("ignore", module=r"pydicom\b.*")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", _DEFLATED, _BIG_ENDIAN}
+_UNDEFINED = 0xFFFFFFFF
 _BASELINE = "1.2.840.10008.1.2.4.50"
 _RLE = "1.2.840.10008.1.2.5"
 # One decoder for each: fast, right, and raising errors. gdcm is 12 % faster on lossless JPEG but ends the process by an
@@ -215,6 +216,10 @@ class _Image:
         return self.offset + 12, int(struct.unpack_from(order + "I", head, 8)[0])
 
     def _native(self, start: int, length: int) -> Pixels:
+        if length == _UNDEFINED:
+            raise DecodeError(
+                "damaged", "the pixels are compressed, but the header says they are not", "send it again uncompressed"
+            )
         available = min(length, len(self.data) - start)
         pixels = self.rows * self.columns * self.frames
         if self.photometric == "YBR_FULL_422":

@@ -330,6 +330,13 @@ def test_an_unknown_transfer_syntax_is_named():
     assert "MPEG-4" in caught.message
 
 
+def test_compressed_pixels_under_an_uncompressed_name_are_refused():
+    dataset = dicom(film())
+    dataset.compress(pydicom.uid.RLELossless)
+    data = written(dataset).replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.1\0")
+    assert refusal(data).code == "damaged"
+
+
 def test_a_bomb_is_refused_before_memory_is_asked_for():
     dataset = dicom(film(8, 8), Rows=65000, Columns=65000)
     assert refusal(written(dataset)).code == "too-large"
