@@ -235,7 +235,7 @@ def check_temperature(config: Config, root: Path = Path("/")) -> Check:
     found = f"{celsius:.0f} °C at the hottest sensor"
     if celsius >= _HOT_C:
         return wrong(
-            name, f"{found}: it throttles or shuts down", "out of the sun, clean the fan; see firmware_cfg/power"
+            name, f"{found}: it throttles or shuts down", "take it out of the sun and clean its fan"
         )
     if celsius >= _WARM_C:
         return unsure(name, f"{found}: warm", "give it shade and air")

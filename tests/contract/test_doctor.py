@@ -404,7 +404,7 @@ class TestClockAndMachine:
         for number, value in enumerate(("-256000", "91500", "40000", "broken")):
             (zones / f"thermal_zone{number}").mkdir(parents=True)
             (zones / f"thermal_zone{number}/temp").write_text(value + "\n")
-        fails(check_box.check_temperature(config, tmp_path), "92 °C", "out of the sun")
+        fails(check_box.check_temperature(config, tmp_path), "92 °C", "out of the sun and clean")
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc/meminfo").write_text("MemTotal:  8000000 kB\nMemAvailable:  100000 kB\n")
         fails(check_box.check_memory(config, tmp_path), "97 of 7,812 MB", "zram")
