@@ -1,4 +1,7 @@
-"""Writes the JSON Schemas of the wire's messages under ``docs/schema``; ``--check`` says whether they are up to date."""
+"""Writes what the code itself documents: the wire's JSON Schemas and the configuration's reference, under ``docs``.
+
+``--check`` says whether they are up to date.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,32 @@ import json
 import sys
 from pathlib import Path
 
+from appliance import config
 from appliance.protocol.messages import json_schemas
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schema"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def texts() -> dict[Path, str]:
-    """Path → text of every schema file."""
-    return {FOLDER / f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in json_schemas().items()}
+    """Path → text of every file made here."""
+    schemas = {DOCS / "schema" / f"{name}.json": schema for name, schema in json_schemas().items()}
+    made = {path: json.dumps(schema, indent=2) + "\n" for path, schema in schemas.items()}
+    return {**made, DOCS / "configuration.md": _configuration()}
+
+
+def _configuration() -> str:
+    lines = [
+        "# Configuration of the box",
+        "",
+        "One TOML file; `bedside config --example` prints it with every default. What is not in this table is refused.",
+        "",
+        "| field | what it is | unit | default |",
+        "|---|---|---|---|",
+    ]
+    for section, name, title, unit, default in config.fields():
+        shown = json.dumps(list(default) if isinstance(default, tuple) else default)
+        lines.append(f"| `{section}.{name}` | {title} | {unit} | `{shown}` |")
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -23,10 +44,10 @@ def main(arguments: list[str]) -> int:
         for path in stale:
             print(f"{path.name} is out of date: make schema")
         return bool(stale)
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for path, text in texts().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    print(f"{len(texts())} schemas, {len(stale)} changed")
+    print(f"{len(texts())} files, {len(stale)} changed")
     return 0
 
 

@@ -1,0 +1,62 @@
+"""The configuration: every field documented, every mistake told with its path and a remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from appliance import config
+from appliance.config import Config, ConfigError
+
+
+def test_the_example_is_valid_and_holds_every_default() -> None:
+    assert config.parse(config.example()) == Config()
+
+
+def test_every_field_has_a_title_and_stands_in_the_example() -> None:
+    example = config.example()
+    for section, name, title, _, _ in config.fields():
+        assert title, f"{section}.{name} has no title"
+        assert f"\n{name} = " in example
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[dicom]\nprot = 1", r"dicom\.prot: no such field; did you mean 'port'"),
+        ("[devce]\n", r"devce: no such section; did you mean 'device'"),
+        ("[dicom]\nport = 0", r"dicom\.port: Expected `int` >= 1 \(Port to listen on; default 11112\)"),
+        ("[dicom]\nport = 'x'", r"dicom\.port: Expected `int`, got `str`"),
+        ("[device]\nsite = 'Clinic of Dr. Who'", r"device\.site: .*lower case letters"),
+        ("[models]\nengine = 'gpu'", r"models\.engine: Invalid enum value 'gpu'"),
+        ("[link]\ntls = true", r"link\.ca_file: empty while link\.tls is true"),
+        ("[link]\nkey_file = 'k.pem'", r"link\.certificate_file and link\.key_file go together"),
+        ("[link]\nreconnect_from = 20\nreconnect_to = 10", r"link\.reconnect_to"),
+        ("[storage]\nrefuse_below = 64\nreserve = 64", r"storage\.reserve: must be less"),
+        ("x = ", "not valid TOML"),
+        ("dicom = 3", r"dicom: Expected `object`, got `int`"),
+    ],
+)
+def test_a_mistake_is_told_with_its_field_and_a_remedy(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config.parse(text)
+
+
+def test_a_missing_file_is_told_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bedside config --example"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "binary.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        config.load(path)
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        Config().dicom.port = 1  # type: ignore[misc]
+    assert msgspec.structs.replace(Config().dicom, port=1).port == 1
