@@ -7,10 +7,6 @@ let failures = 0;
 
 // ---- live regions: the page is asked for again; it answers 304 until something has changed
 
-function same(a, b) {
-  return a.outerHTML === b.outerHTML;
-}
-
 function adopt(old, fresh) {
   const open = new Set([...old.querySelectorAll("details[open]")].map((one) => one.id || one.className));
   const focused = document.activeElement && old.contains(document.activeElement) ? document.activeElement.id : "";
@@ -39,7 +35,7 @@ async function refresh() {
     failures = 0;
     if (answer.status === 200) {
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      if (tag !== null) document.title = fresh.title;
+      document.title = fresh.title;
       for (const region of fresh.querySelectorAll("[data-live]")) {
         const name = region.dataset.live, before = served.get(name);
         const old = document.querySelector(`[data-live="${name}"]`);
