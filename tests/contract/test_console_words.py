@@ -1,0 +1,153 @@
+"""All words of the console go through its catalogue, in every state that a page can be in."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from babel.messages.extract import extract_from_dir
+
+import appliance.console
+from appliance.console.context import StatusView
+from appliance.console.phrases import Phrases, Tile
+from appliance.console.words import LOCALES, Words, choose, languages, read_catalogue, words
+from appliance.records import Measure, Modality, Patient, Triage
+from tests.console_world import World, finding, png, wav
+
+
+class Marked(Words):
+    """Sets every text that went through the catalogue in brackets."""
+
+    def __call__(self, text: str, **values: object) -> str:
+        return f"⟦{super().__call__(text, **values)}⟧"
+
+    def ngettext(self, one: str, many: str, count: int, **values: object) -> str:
+        return f"⟦{super().ngettext(one, many, count, **values)}⟧"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path)
+    monkeypatch.setattr("appliance.console.site.words", Marked)
+    yield made
+    made.close()
+
+
+def untranslated(text: str) -> list[str]:
+    """The words of a page that did not go through the catalogue: text and the attributes that people perceive."""
+    body = re.sub(r"(?s)<(script|style|code|noscript)\b.*?</\1>", " ", text)
+    seen = re.findall(r'\s(?:alt|aria-label|title|placeholder|data-missing|data-busy)="([^"]*)"', body)
+    plain = html.unescape("\n".join([*seen, re.sub(r"<[^>]*>", "\n", body)]))
+    while (outer := re.sub(r"⟦[^⟦⟧]*⟧", " ", plain)) != plain:
+        plain = outer
+    return [word for word in re.findall(r"[A-Za-z]{2,}", plain) if word != "DATA"]
+
+
+def test_no_page_in_any_state_says_a_word_past_the_catalogue(world: World) -> None:
+    data = Patient(id="DATA", name="DATA", age_years=1.5, sex="O")
+    found = (finding("DATA", 0.9, experimental=True, confidence="low"), finding("DATA", 0.1))
+    answers = []
+    for shade, level in enumerate(Triage):
+        answers.append(world.keep(png(shade=shade), patient=data, view="DATA", description="DATA"))
+        world.read(
+            answers[-1],
+            triage=level,
+            advice="DATA",
+            findings=found,
+            measures=(Measure(id="rate", label="DATA", value=3.0, unit="/min"),),
+            warnings=("DATA",),
+            overlay=b"\xff",
+            overlay_shape=(1, 1),
+            overlay_finding="DATA",
+        )
+        world.report(answers[-1], receipt=level is Triage.URGENT)
+    world.command(answers[0], "escalate")
+    for decision in ("accept", "modify", "reject"):
+        triage = Triage.URGENT
+        world.review(answers[1], decision, note="DATA", reviewer="DATA", findings={"data": True}, triage=triage)
+    answers.append(world.keep(wav(), Modality.HEART_SOUND, position="mitral"))
+    world.refuse(answers[-1], "DATA", "DATA")
+    answers.append(world.keep(png(shade=50)))
+    world.agreements[answers[2]] = True
+    data_words = {"chest", "xray", "onnxruntime", "CPUExecutionProvider", "int", "x86", "image", "png", "audio", "wav"}
+    data_words |= {"listening", "on", "port", "as", "BEDSIDE", "DICOM", "data", "UTC", "English"}
+    for view in statuses(world.status_view):
+        world.status_view = view
+        for path in ("/", "/?limit=2", "/add", "/captures/none", *(f"/captures/{one}" for one in answers)):
+            left = [word for word in untranslated(world.client.get(path).text) if word not in data_words]
+            assert not left, (path, left)
+
+
+def statuses(view: StatusView) -> list[StatusView]:
+    """The box in good and in bad states."""
+    changed = msgspec.structs.replace
+    return [
+        view,
+        changed(view, link_online=True, clock_uncertainty_s=None, models=(), waiting_messages=2),
+        changed(view, link_configured=False, free_bytes=-1, clock_uncertainty_s=4000.0, link_since_s=None),
+        changed(view, free_bytes=1000, model_problems=("DATA",), problems=("DATA",), link_problem="DATA"),
+    ]
+
+
+def test_the_marking_would_notice_a_word_past_the_catalogue() -> None:
+    assert untranslated('<p title="hidden">⟦said ⟦inner⟧ so⟧ <b>bare</b></p>') == ["hidden", "bare"]
+
+
+@pytest.mark.parametrize("view", statuses(StatusView()))
+def test_what_alarms_says_what_to_do(view: StatusView) -> None:
+    for tile in Phrases(words("en"), view.wall).tiles(view):
+        assert isinstance(tile, Tile)
+        assert tile.state == "good" or any(len(line.split()) > 3 for line in tile.details), tile
+
+
+@pytest.mark.parametrize("language", [tag for tag in languages() if tag != "en"] or [None])
+def test_each_language_has_every_text_with_the_same_placeholders(language: str | None) -> None:
+    wanted = texts()
+    assert len(wanted) > 120
+    if language is None:
+        return
+    catalogue = read_catalogue(LOCALES / language / "LC_MESSAGES" / "console.po", language)
+    for text in wanted:
+        message = catalogue.get(text)
+        assert message is not None, f"{language}: no {text!r}"
+        said = [message.string] if isinstance(message.string, str) else list(message.string)
+        assert all(said), f"{language}: {text!r} is empty"
+        assert not message.fuzzy, f"{language}: {text!r} is not sure"
+        names = set(re.findall(r"{\w+}", text))
+        for form in said:
+            assert set(re.findall(r"{\w+}", form)) <= names, f"{language}: {text!r} has other placeholders"
+            assert isinstance(message.string, tuple) or set(re.findall(r"{\w+}", form)) == names
+
+
+def texts() -> list[str]:
+    """Every text that the code and the templates put through the catalogue (the singular where there are two)."""
+    folder = Path(appliance.console.__file__).parent
+    methods = [("**.py", "python"), ("templates/**.html", "jinja2.ext:babel_extract")]
+    keywords = {"_": None, "N_": None, "ngettext": (1, 2)}
+    found = extract_from_dir(folder, methods, {"**.html": {"trimmed": "false"}}, keywords)
+    return sorted({text if isinstance(text, str) else text[0] for _, _, text, _, _ in found})
+
+
+def test_numbers_sizes_and_times_are_said_as_people_say_them() -> None:
+    said = words("en")
+    assert [said.size(count) for count in (0, 999, 1500, 14_300_000, 41_200_000_000)] == [
+        *("0 B", "999 B", "1.5 kB", "14 MB", "41 GB"),
+    ]
+    assert [said.duration(time) for time in (-1, 5, 61, 7300, 86400, 200000)] == [
+        *("0 s", "5 s", "1 min", "2 h", "24 h", "2 days"),
+    ]
+    assert [said.percent(share) for share in (0, 0.004, 0.5, 0.996, 1)] == ["0%", "< 1%", "50%", "> 99%", "100%"]
+
+
+def test_the_language_is_the_chosen_one_then_the_browser_s_then_english() -> None:
+    known = list(languages())
+    assert choose("xx", "xx-YY, *;q=0.1") == "en"
+    assert choose("", "") == "en"
+    for tag in known:
+        assert choose(tag, "en") == tag
+        assert choose("", f"xx, {tag}-ZZ;q=0.8") == tag
+    assert choose("../../etc", "\0" * 100) == "en"
