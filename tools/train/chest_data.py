@@ -75,8 +75,9 @@ def targets(found: list[Film], training: npt.NDArray[np.bool_]) -> Floats:
     flags = np.array([[flag in film.findings for flag in FLAGS] for film in found], dtype=np.float64)
     read = np.array([bool(film.read) for film in found]) & training
     opacity = np.array([film.read == OPACITY for film in found])
-    model = LogisticRegression(C=0.3).fit(flags[read], opacity[read])
-    soft = model.predict_proba(flags)[:, 1]
+    soft = np.full(len(found), 0.5)
+    if read.any():
+        soft = LogisticRegression(C=0.3).fit(flags[read], opacity[read]).predict_proba(flags)[:, 1]
     values = [
         float(film.label == "pneumonia")
         if film.source == "kermany"

@@ -209,7 +209,7 @@ def _explanation(run: Run, kermany: Rows, read: Rows) -> dict[str, float]:
         scored = ~np.isnan(run.measured["shipped"])
         chosen = np.flatnonzero(rows & scored & (run.truth > 0.5) & (run.measured["fold"] == 0))[:60]
         images = run.cache.images[chosen].astype(np.float32)
-        found = explain.deletion(run.work / "chest-fold0.onnx", images, run.measured["cam"][chosen], 0)
+        found = explain.deletion(run.work / "chest-fold0.x86.onnx", images, run.measured["cam"][chosen], 0)
         table |= {f"{name}: {key}": value for key, value in found.items()}
     return table
 

@@ -6,6 +6,7 @@ kinds of wrong input that its measured copy was not fitted to. The distance may 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,8 +47,10 @@ def fit(good: Floats, bad: Floats, bad_kinds: npt.NDArray[np.str_], seed: int = 
     features = np.concatenate([good, bad[drawn]])
     labels = np.concatenate([np.ones(len(good)), np.zeros(len(drawn))])
     centre, spread = features.mean(0), features.std(0) + 1e-3
-    net = MLPClassifier((HIDDEN,), alpha=0.3, learning_rate_init=2e-3, max_iter=60, batch_size=128, random_state=seed)
-    net.fit((features - centre) / spread, labels)
+    net = MLPClassifier((HIDDEN,), alpha=0.3, learning_rate_init=4e-3, max_iter=20, batch_size=128, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fixed number of passes is what is wanted, not convergence
+        net.fit((features - centre) / spread, labels)
     first = net.coefs_[0] / spread[:, None]
     values, vectors = np.linalg.eigh(np.cov(good.T))
     kept = values > values.max() * 1e-3

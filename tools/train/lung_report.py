@@ -170,7 +170,7 @@ def _groups(run: Run, group: str) -> Rows:
 def _explanation(run: Run) -> dict[str, float]:
     """Deletion test on middle frames of the first fold's positives, by the graph that held them out."""
     table: dict[str, float] = {}
-    model = run.work / "lung-fold0.onnx"
+    model = run.work / "lung-fold0.x86.onnx"
     own = [np.flatnonzero(run.cache.image_owner == clip) for clip in range(len(run.found))]
     for index, name in enumerate(FINDINGS):
         chosen = np.flatnonzero((run.labels[:, index] > 0.5) & (run.measured["fold"] == 0))
