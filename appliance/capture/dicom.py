@@ -190,31 +190,38 @@ class DicomDoor:
 
     def _open(self, association: Any, sop_class: str, instance: str, syntax: str) -> Arrival:
         calling = str(association.requestor.ae_title).strip()
-        return Arrival(self._intake, self._config.maximum_object * 1_000_000, calling, (sop_class, instance, syntax))
+        return Arrival(
+            self._intake, self._config.maximum_object * 1_000_000, calling, (sop_class, instance, syntax), self
+        )
 
     def _echo(self, _event: Any) -> int:
         self._count("echo")
         return SUCCESS
 
     def _store(self, event: Any) -> int | Dataset:
+        """The fallback: an object that pynetdicom received in memory."""
         request = event.request
-        sink = dimse_stream.sink_of(request)
-        if isinstance(sink, Arrival):
-            arrival = sink
-        else:
-            sop_class, instance = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
-            arrival = self._open(event.assoc, sop_class, instance, str(event.context.transfer_syntax))
-            arrival.write(request.DataSet.getbuffer())
-        try:
-            kept = arrival.keep()
-        except Refused as refusal:
-            self._count(f"refused-{refusal.cause}")
-            _log.warning("object refused", status=f"0x{refusal.status:04X}", cause=str(refusal), sender=arrival.calling)
-            return _answer(refusal.status, str(refusal))
-        self._count("conflict" if kept.conflict else "duplicate" if kept.duplicate else "kept")
-        if kept.conflict:
-            _log.warning("other bytes under a known SOP Instance UID, kept aside", capture=kept.capture_id)
-        return SUCCESS
+        sop_class, instance = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+        arrival = self._open(event.assoc, sop_class, instance, str(event.context.transfer_syntax))
+        arrival.write(request.DataSet.getbuffer())
+        answer = Dataset()
+        answer.Status, comment = arrival.finish()
+        if comment:
+            answer.ErrorComment = comment
+        return answer
+
+    def settled(self, arrival: Arrival, outcome: Kept | Refused) -> tuple[int, str]:
+        """Count and log what became of an object; the status and comment to answer."""
+        if isinstance(outcome, Refused):
+            comment = str(outcome).encode("ascii", "replace").decode("ascii").replace("\\", "/")[:64]
+            self._count(f"refused-{outcome.cause}")
+            status = f"0x{outcome.status:04X}"
+            _log.warning("object refused", status=status, cause=str(outcome), sender=arrival.calling)
+            return outcome.status, comment
+        self._count("conflict" if outcome.conflict else "duplicate" if outcome.duplicate else "kept")
+        if outcome.conflict:
+            _log.warning("other bytes under a known SOP Instance UID, kept aside", capture=outcome.capture_id)
+        return SUCCESS, ""
 
     def _rejected(self, event: Any) -> None:
         wanted = event.assoc.requestor.primitive
@@ -235,8 +242,11 @@ class DicomDoor:
 class Arrival:
     """One object on its way from the socket into the vault: a sink that never raises, and says at the end what came of it."""
 
-    def __init__(self, intake: Intake, largest: int, calling: str, context: tuple[str, str, str]) -> None:
+    def __init__(
+        self, intake: Intake, largest: int, calling: str, context: tuple[str, str, str], door: DicomDoor
+    ) -> None:
         self.calling = calling
+        self._door = door
         self._sop_class, self._instance, syntax = context
         self._largest = largest
         self._refused: Refused | None = None
@@ -258,8 +268,8 @@ class Arrival:
                 raise Refused(OUT_OF_RESOURCES, "too-large", f"larger than {largest}: raise dicom.maximum_object")
             self._incoming.write(data)
 
-    def keep(self) -> Kept:
-        """Make it durable; raises ``Refused``."""
+    def finish(self) -> tuple[int, str]:
+        """Make it durable, or refuse it: the status and comment to answer."""
         kept: Kept | None = None
         with self._refusing():
             if self._incoming is not None:
@@ -273,11 +283,8 @@ class Arrival:
                     )
                 kept = self._incoming.keep(facts)
                 self._incoming = None
-        if self._refused is not None:
-            raise self._refused
-        if kept is None:
-            raise Refused(PROCESSING_FAILURE, "discarded", "the association ended; send the object again")
-        return kept
+        lost = Refused(PROCESSING_FAILURE, "discarded", "the association ended; send the object again")
+        return self._door.settled(self, kept or self._refused or lost)
 
     def discard(self) -> None:
         """Leave nothing."""
@@ -325,10 +332,3 @@ def _element(number: int, vr: bytes, text: str, padding: bytes) -> bytes:
     value = text.encode("ascii", "replace")
     value += padding * (len(value) % 2)
     return struct.pack("<HH2sH", 0x0002, number, vr, len(value)) + value
-
-
-def _answer(status: int, comment: str) -> Dataset:
-    answer = Dataset()
-    answer.Status = status
-    answer.ErrorComment = comment.encode("ascii", "replace").decode("ascii").replace("\\", "/")[:64]
-    return answer

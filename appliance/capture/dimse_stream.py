@@ -10,8 +10,8 @@ changes, and ``usable`` says so at run time, upon which the door falls back to o
 
 - ``transport.RequestHandler._create_association`` makes an association before its thread starts, so that its ``dimse``,
   ``dul`` and socket can be replaced; ``AE.make_server`` passes keywords on to the server class;
-- ``DIMSEServiceProvider.receive_primitive`` decodes into ``message``, whose ``data_set`` is a ``BytesIO`` that is only
-  written to until the message is complete, and becomes the primitive's ``DataSet``;
+- ``DIMSEServiceProvider.receive_primitive`` decodes a message in ``message``, which becomes a ``C_STORE_RQ`` with its
+  ``command_set`` and ``context_id`` once the command set is there; its data set is then received and answered here;
 - ``DULServiceProvider._read_pdu_data`` reads one PDU, starting with ``socket.recv(6)``; in state ``Sta6`` a P-DATA-TF
   leads to ``dimse.receive_primitive`` and no change of state; ``run_reactor`` polls ``socket.ready`` and the queues
   ``to_provider_queue``, ``to_user_queue`` and ``dimse.msg_queue``, sleeping ``_run_loop_delay`` between. Here it waits
@@ -27,7 +27,6 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any, Protocol
 
 import pynetdicom
@@ -50,21 +49,24 @@ PDU_SIZE = 1 << 17
 PDU_MOST = 1 << 20
 _COMMAND_MOST = 1 << 16
 _DATA_MOST = 1 << 22
-_UNSERVED_MOST = 4
 _WAIT = 0.25
 _P_DATA_TF = 4
+_HEAD = 10  # PDU type, reserved, PDU length, item length; no PDU is shorter
 _TRANSFER = "Sta6"
 _CLOSING = "Sta13"
 
 
 class Sink(Protocol):
-    """Where one data set goes. Neither method may raise."""
+    """Where one data set goes. No method may raise."""
 
     def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes; they are overwritten after the return."""
 
+    def finish(self) -> tuple[int, str]:
+        """The data set is whole: the status to answer, and a comment (empty for success)."""
+
     def discard(self) -> None:
-        """Nobody will ask for this object any more: leave nothing of it, unless it is already kept."""
+        """The rest will never come: leave nothing."""
 
 
 Note = Callable[[str, str], None]
@@ -90,74 +92,60 @@ def usable() -> str:
     return ""
 
 
-def sink_of(request: Any) -> Sink | None:
-    """The sink that took the data set of a C-STORE request, or None if it was received in memory."""
-    return request.DataSet.sink if isinstance(request.DataSet, _StreamedDataSet) else None
-
-
-class _StreamedDataSet(BytesIO):
-    """Stands where pynetdicom wants a ``BytesIO``; stays empty."""
-
-    def __init__(self, sink: Sink) -> None:
-        super().__init__()
-        self.sink = sink
-
-    def write(self, data: Any) -> int:
-        self.sink.write(data)
-        return len(data)
-
-
 class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
     message: Any
 
     def __init__(self, association: Any, open_sink: Open, note: Note) -> None:
         super().__init__(association)
         self._open = open_sink
+        self._sink: Sink | None = None
         self.note = note
 
     @property
     def streaming(self) -> int:
         """The presentation context of the data set being received; 0 when there is none."""
-        message = self.message
-        return message.context_id if message is not None and isinstance(message.data_set, _StreamedDataSet) else 0
+        return self.message.context_id if self._sink is not None else 0
 
     def receive_primitive(self, primitive: Any) -> None:
         try:
-            for item in primitive.presentation_data_value_list:
-                part = P_DATA()
-                part.presentation_data_value_list.append(item)
-                super().receive_primitive(part)
-                self._begin(item[0])
+            for context_id, data in primitive.presentation_data_value_list:
+                if self._sink is None:
+                    part = P_DATA()
+                    part.presentation_data_value_list.append((context_id, data))
+                    super().receive_primitive(part)
+                    self._begin(context_id)
+                else:
+                    self.fragment(context_id, data[0], memoryview(data)[1:])
         except Exception as error:  # noqa: BLE001 - the edge: what a malformed message breaks, ends this association alone
             self.note("malformed", f"the peer sent a malformed DIMSE message ({type(error).__name__})")
             self.dul.event_queue.put("Evt19")
 
     def _begin(self, context_id: int) -> None:
+        """Open a sink once the command set of a C-STORE request is there."""
         message = self.message
-        if message is None or isinstance(message.data_set, _StreamedDataSet):
+        if message is None:
             return
         if message.encoded_command_set.tell() > _COMMAND_MOST or message.data_set.tell() > _DATA_MOST:
             raise ValueError("the message is larger than any that belongs here")
         if isinstance(message, C_STORE_RQ):
-            if self.msg_queue.qsize() > _UNSERVED_MOST:
-                raise ValueError("the peer sends objects without waiting for the answers")
             syntax = self.assoc._accepted_cx[context_id].transfer_syntax[0]  # noqa: SLF001
             command = message.command_set
-            message.data_set = _StreamedDataSet(
-                self._open(
-                    self.assoc, str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID), str(syntax)
-                )
-            )
+            sop_class, instance = str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
+            int(command.MessageID)
+            self._sink = self._open(self.assoc, sop_class, instance, str(syntax))
 
-    def fragment(self, data: memoryview) -> None:
-        """The next bytes of the data set being received."""
-        self.message.data_set.write(data)
-
-    def complete(self) -> None:
-        """The data set being received is whole: an empty last fragment lets pynetdicom finish the message."""
-        primitive = P_DATA()
-        primitive.presentation_data_value_list.append((self.streaming, b"\x02"))
-        self.receive_primitive(primitive)
+    def fragment(self, context_id: int, control: int, data: memoryview) -> None:
+        """The next bytes of the data set being received; after the last ones it is answered, on this thread."""
+        sink, message = self._sink, self.message
+        if sink is None or context_id != message.context_id or control & 1:
+            raise ValueError("another message begins inside a data set")
+        sink.write(data)
+        if control & 2:
+            response = _c_store_response(message.command_set, *sink.finish())
+            self._sink = self.message = None
+            answer = P_DATA()
+            answer.presentation_data_value_list.append((context_id, b"\x03" + response))
+            self.dul.send_pdu(answer)
 
     def get_msg(self, block: bool = False) -> Any:
         if block:
@@ -168,17 +156,34 @@ class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
             return None, None
 
     def discard(self) -> None:
-        """The association is over: objects that nobody will serve are dropped."""
-        if self.message is not None and isinstance(self.message.data_set, _StreamedDataSet):
-            self.message.data_set.sink.discard()
-            self.message = None
-        while True:
-            try:
-                _, request = self.msg_queue.get_nowait()
-            except queue.Empty:
-                return
-            if request is not None and isinstance(getattr(request, "DataSet", None), _StreamedDataSet):
-                request.DataSet.sink.discard()
+        """The association is over: what was being received is dropped."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.discard()
+
+
+def _c_store_response(request: Any, status: int, comment: str) -> bytes:
+    """The command set of a C-STORE-RSP (PS3.7, 9.3.1.2), Implicit VR Little Endian."""
+
+    def element(number: int, value: bytes) -> bytes:
+        return struct.pack("<HHI", 0, number, len(value)) + value
+
+    def text(value: str, padding: bytes) -> bytes:
+        encoded = value.encode("ascii", "replace")
+        return encoded + padding * (len(encoded) % 2)
+
+    body = b"".join(
+        (
+            element(0x0002, text(str(request.AffectedSOPClassUID), b"\0")),
+            element(0x0100, struct.pack("<H", 0x8001)),
+            element(0x0120, struct.pack("<H", int(request.MessageID))),
+            element(0x0800, struct.pack("<H", 0x0101)),
+            element(0x0900, struct.pack("<H", status)),
+            element(0x0902, text(comment[:64], b" ")) if comment else b"",
+            element(0x1000, text(str(request.AffectedSOPInstanceUID), b"\0")),
+        )
+    )
+    return element(0x0000, struct.pack("<I", len(body))) + body
 
 
 class _Socket(AssociationSocket):  # type: ignore[misc]
@@ -259,7 +264,7 @@ class _Dul(DULServiceProvider):  # type: ignore[misc]
         self.to_provider_queue = SignallingQueue(self.waker.wake)
         self.to_user_queue = SignallingQueue(lambda: association.dimse.msg_queue.put((None, None)))
         self._run_loop_delay = 0
-        self._buffer = bytearray(6 + PDU_SIZE)
+        self._buffer = bytearray(_HEAD + PDU_SIZE)
 
     def run_reactor(self) -> None:
         try:
@@ -286,78 +291,49 @@ class _Dul(DULServiceProvider):  # type: ignore[misc]
             if not self.socket.drain():
                 self.event_queue.put("Evt17")
             return
-        while True:
-            head = self._peek()
-            if head is None:
-                return
-            kind, length = head
-            dimse = self.assoc.dimse
-            if (
-                kind != _P_DATA_TF
-                or self.state_machine.current_state != _TRANSFER
-                or not dimse.streaming
-                or length > PDU_SIZE
-                or not self._take_fragments(length)
-            ):
-                super()._read_pdu_data()
-                return
+        while self.state_machine.current_state == _TRANSFER and self._take_fragment():
             self._idle_timer.restart()
-            if not dimse.streaming or not self.to_provider_queue.empty() or self._kill_thread:
+            if not self.to_provider_queue.empty() or self._kill_thread:
                 return
+        if self._allowed():
+            super()._read_pdu_data()
 
-    def _peek(self) -> tuple[int, int] | None:
-        """Type and length of the next PDU, left to be read; None (and an event) if there is none that may be read."""
-        with memoryview(self._buffer) as view:
-            try:
-                got = self.socket.fill(view[:6])
-            except OSError:
-                self.event_queue.put("Evt17")
-                return None
-            if got < 6:
-                self.event_queue.put("Evt17")
-                return None
-            kind, _, length = struct.unpack_from(">BBL", view)
-            if length > PDU_MOST:
-                self.assoc.dimse.note("malformed", f"the peer announced a PDU of {length} bytes")
-                self.event_queue.put("Evt19")
-                return None
-            self.socket.push_back(view[:6])
-        return kind, length
-
-    def _take_fragments(self, length: int) -> bool:
-        """Read one P-DATA-TF made only of fragments of the data set being received; else leave it, and say False."""
+    def _take_fragment(self) -> bool:
+        """Take one P-DATA-TF that is one fragment of the data set being received; anything else is left: False."""
         dimse = self.assoc.dimse
+        context_id = dimse.streaming
+        if not context_id:
+            return False
         with memoryview(self._buffer) as buffer:
-            try:
-                got = self.socket.fill(buffer[: 6 + length])
-            except OSError:
-                got = 0
-            with buffer[:got] as view:
-                pieces = _fragments(view, dimse.streaming) if got == 6 + length else None
-                if pieces is None:
-                    self.socket.push_back(view)
-                    return False
-                for start, end in pieces[1]:
-                    dimse.fragment(view[start:end])
-        if pieces[0]:
-            dimse.complete()
+            got = self._fill(buffer[:_HEAD])
+            kind, _, length, item = struct.unpack_from(">BBII", buffer)
+            if got == _HEAD and kind == _P_DATA_TF and item == length - 4 and 2 <= item <= PDU_SIZE:
+                got += self._fill(buffer[_HEAD : _HEAD + item])
+                control = buffer[_HEAD + 1]
+                if got == _HEAD + item and buffer[_HEAD] == context_id and not control & 1:
+                    dimse.fragment(context_id, control, buffer[_HEAD + 2 : got])
+                    return True
+            self.socket.push_back(buffer[:got])
+        return False
+
+    def _fill(self, view: memoryview) -> int:
+        try:
+            return int(self.socket.fill(view))
+        except OSError:  # pynetdicom, reading on, meets it again
+            return 0
+
+    def _allowed(self) -> bool:
+        """Whether the next PDU may be read: not one that is longer than any should be."""
+        with memoryview(self._buffer) as buffer:
+            got = self._fill(buffer[:6])
+            length = struct.unpack_from(">I", buffer, 2)[0]
+            if got < 6 or length > PDU_MOST:
+                if got == 6:
+                    self.assoc.dimse.note("malformed", f"the peer announced a PDU of {length} bytes")
+                self.event_queue.put("Evt19" if got == 6 else "Evt17")
+                return False
+            self.socket.push_back(buffer[:6])
         return True
-
-
-def _fragments(pdu: memoryview, context_id: int) -> tuple[bool, list[tuple[int, int]]] | None:
-    """Whether the last fragment is among the PDU's, and where they are; None if there is anything else in it."""
-    pieces: list[tuple[int, int]] = []
-    offset, last = 6, False
-    while offset < len(pdu):
-        if last or offset + 6 > len(pdu):
-            return None
-        length, context, control = struct.unpack_from(">IBB", pdu, offset)
-        start, offset = offset + 6, offset + 4 + length
-        if context != context_id or control & 1 or length < 2 or offset > len(pdu):
-            return None
-        pieces.append((start, offset))
-        last = bool(control & 2)
-    return last, pieces
 
 
 class _Handler(RequestHandler):  # type: ignore[misc]
