@@ -59,11 +59,17 @@ def row(
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2, inner: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 2,
+    inner: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call of each of ``runs``, called in turn ``rounds`` times; a sample is the mean of ``inner`` calls.
 
-    The order turns by one in each round, so that none always follows the same neighbour.
+    The order turns by one in each round, so that none always follows the same neighbour. ``clock`` may be
+    ``time.process_time`` for work on one core: what the processor spent, whatever else it had to do.
     """
     for run in runs.values():
         for _ in range(warm_up):
@@ -74,10 +80,10 @@ def interleave(
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             run = runs[name]
-            start = time.perf_counter()
+            start = clock()
             for _ in range(inner):
                 run()
-            seconds[name].append((time.perf_counter() - start) / inner)
+            seconds[name].append((clock() - start) / inner)
     return seconds
 
 
