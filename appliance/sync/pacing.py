@@ -37,6 +37,7 @@ class Pacing:
         self._bytes = 0
         self._fastest: deque[tuple[float, float]] = deque()
         self._acknowledged: deque[tuple[float, int]] = deque()
+        self._lately = 0
         self.rate = getattr(self, "rate", 0.0)
 
     @property
@@ -83,9 +84,9 @@ class Pacing:
         while now - self._fastest[0][0] > 12 * _RATE_SPAN:
             self._fastest.popleft()
         self._acknowledged.append((now, size))
+        self._lately += size
         while now - self._acknowledged[0][0] > _RATE_SPAN:
-            self._acknowledged.popleft()
-        span = now - self._acknowledged[0][0]
-        if len(self._acknowledged) > 2 and span > 0:
-            total = sum(count for _, count in self._acknowledged) - self._acknowledged[0][1]
-            self.rate = total / span
+            self._lately -= self._acknowledged.popleft()[1]
+        first, before = self._acknowledged[0]  # what came before ``first`` is not in the span's bytes
+        if len(self._acknowledged) > 2 and now > first:
+            self.rate = (self._lately - before) / (now - first)
