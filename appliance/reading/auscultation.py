@@ -101,15 +101,21 @@ def lung_signal_quality(indices: Floats, clipped: float, dropped: float) -> floa
 
 
 def cut(samples: Floats, rate_hz: int, description: Description) -> tuple[Floats, tuple[float, ...]]:
-    """Windows ``[n, window_s × rate_hz]`` of a recording and the second at which each starts; a short one is repeated."""
+    """Windows ``[n, window_s × rate_hz]`` of a recording and the second at which each starts; a short one is repeated.
+
+    When the last window would leave out more than half a step, one more ends with the recording.
+    """
     parameters = description.preprocess.parameters
     length = round(float(parameters["window_s"]) * rate_hz)
     step = round(float(parameters["step_s"]) * rate_hz)
     if samples.size < length:
         samples = np.resize(samples, length)
-    windows = np.lib.stride_tricks.sliding_window_view(samples, length)[::step]
-    starts = tuple(k * step / rate_hz for k in range(len(windows)))
-    return np.ascontiguousarray(windows), starts
+    last = samples.size - length
+    starts = [*range(0, last + 1, step)]
+    if last - starts[-1] > step // 2:
+        starts.append(last)
+    windows = np.lib.stride_tricks.sliding_window_view(samples, length)[starts]
+    return np.ascontiguousarray(windows), tuple(start / rate_hz for start in starts)
 
 
 def _take(sound: Sound, description: Description, rate_hz: int) -> tuple[Floats | Prepared, dict[str, float]]:

@@ -28,13 +28,17 @@ CODE = ("spectral", "sound_quality", "heart_features", "lung_features", "auscult
 
 
 class Recording(msgspec.Struct, frozen=True, kw_only=True):
-    """One labelled file. ``group`` is what must stay together (block or patient), ``source`` the subset or device."""
+    """One labelled file. ``group`` is what must stay together (block or patient), ``source`` the subset or device.
+
+    ``session`` names the recording of which the file is a part, empty where files are whole recordings.
+    """
 
     file: str
     label: str
     group: str
     source: str
     sound: Sound
+    session: str = ""
 
 
 class Table(msgspec.Struct, kw_only=True):
@@ -53,8 +57,8 @@ def sound(samples: npt.NDArray[Any], rate_hz: float) -> Sound:
     return Sound(header=Header(media_type="audio/flac"), samples=np.asarray(samples, np.float32), rate_hz=rate_hz)
 
 
-def load(folder: Path, group: Sequence[str], source: str) -> list[Recording]:
-    """Every row of ``folder/labels.csv``; ``group`` and ``source`` name its columns."""
+def load(folder: Path, group: Sequence[str], source: str, session: str = "") -> list[Recording]:
+    """Every row of ``folder/labels.csv``; ``group``, ``source`` and ``session`` name its columns."""
     with (folder / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     recordings = []
@@ -67,6 +71,7 @@ def load(folder: Path, group: Sequence[str], source: str) -> list[Recording]:
                 group="-".join(row[name] for name in group),
                 source=row[source],
                 sound=sound(samples[:, 0], rate),
+                session=row[session] if session else "",
             )
         )
     return recordings

@@ -22,7 +22,7 @@ from appliance.reading.prepared import Sound
 from appliance.reading.spectral import resample
 from tools.train import quantise, trees_onnx
 from tools.train.sound_data import Table, mean_by_owner
-from tools.train.sound_net import Batch, FrontEnd, Schedule, TimeNet, export, train
+from tools.train.sound_net import Batch, FrontEnd, Schedule, SoundNet, export, train
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -55,13 +55,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stretch: float = 0.12
     dropout: float = 0.3
     teach: bool = False
+    members: int = 1
     calibration: int = 160
     calibration_method: str = "minmax"
     keep_float: list[str] = []
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What is learned from: prepared inputs, waves at the model's rate, targets ``[n, outputs]`` and weights ``[n]`` for a set."""
+    """What is learned from: prepared inputs, waves at the model's rate, targets ``[n, outputs]``, weights of a set of rows."""
 
     table: Table
     waves: list[Floats]
@@ -171,11 +172,19 @@ def _lessons(table: Table, rows: Rows, owner: Rows, count: int) -> Floats:
     return np.asarray(np.nan_to_num(mean_by_owner(standard, owner, count)), np.float32)
 
 
-def _network(settings: Settings, teach: int, seed: int) -> TimeNet:
+def _network(settings: Settings, teach: int, seed: int) -> SoundNet:
     import torch
 
     torch.manual_seed(settings.seed + seed)
-    return TimeNet(settings.rate_hz, settings.fronts, settings.layers, settings.outputs, settings.dropout, teach)
+    return SoundNet(
+        settings.rate_hz,
+        settings.fronts,
+        settings.layers,
+        settings.outputs,
+        dropout=settings.dropout,
+        teach=teach,
+        members=settings.members,
+    )
 
 
 def drawer(
@@ -198,7 +207,7 @@ def drawer(
 
 
 def augmented(wave: Floats, length: int, stretch: float, random: np.random.Generator) -> Floats:
-    """``length`` samples from a random place, played up to ``stretch`` faster or slower, with noise 10 to 40 dB below on half."""
+    """``length`` samples from a random place, up to ``stretch`` faster or slower, half with noise 10 to 40 dB below."""
     factor = float(np.exp(random.uniform(-stretch, stretch)))
     need = int(length * factor) + 2
     if wave.size < need:

@@ -28,9 +28,9 @@ TREES, LEAF, SHARE = 120, 3, 0.35
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """``seconds`` of a made-up sound, ``copies`` of each kind, share of good ones that may be refused, and the hard rules."""
+    """How long made-up sounds last, how many of each kind, the share of good ones that may be refused, the hard rules."""
 
-    seconds: float
+    seconds: tuple[float, float]
     copies: int
     refused_good: float
     rules: dict[str, tuple[float, float]]
@@ -87,7 +87,7 @@ def cases(
     log("gate: good recordings in noise and simulated ones")
     for kind in sound_hard_set.KINDS:
         for k in range(settings.copies):
-            seconds = settings.seconds * float(random.uniform(0.7, 1.5))
+            seconds = float(np.exp(random.uniform(*np.log(settings.seconds))))
             made = sound_hard_set.made(kind, k, seconds, rate_hz)
             found.append(one(kind, f"{kind} {k}", sound(made, rate_hz)))
     for kind in sound_hard_set.SPOILT:

@@ -81,6 +81,7 @@ def settings_of(table_: dict[str, Any]) -> sound_fit.Settings:
                 edges_hz=tuple(float(edge) for edge in edges),
                 spread=front.get("spread", 0.3),
                 scale=front.get("scale", 1.0),
+                skip=front.get("skip", 0),
             )
         )
     schedule = Schedule(**table_["schedule"])
@@ -124,7 +125,7 @@ def start(configuration_file: Path, data: Path, out: Path, work: Path, prepare: 
     settings = settings_of(configuration["training"])
     description = provisional(configuration)
     told = configuration["data"]
-    recordings = load(data / told["folder"], told["group"], told["source"])
+    recordings = load(data / told["folder"], told["group"], told["source"], told.get("session", ""))
     log(f"{len(recordings)} recordings of {len({one.group for one in recordings})} groups")
     prepared = table([one.sound for one in recordings], prepare, description, work / "prepared.npz", log)
     log(f"prepared; {np.count_nonzero(prepared.refused != '')} can't be measured")
@@ -189,12 +190,22 @@ def final_fit(run: Run) -> sound_fit.Fit:
     return sound_fit.fit(run.sample, np.flatnonzero(run.used), run.settings, run.work, "final", run.log)
 
 
-def gate(run: Run, other: sound_gate.Other | None, simulate: Callable[[int], Sound]) -> sound_gate.Outcome:
-    """The gate, fitted and measured; its graph is ``work/gate.onnx``."""
+def gate(
+    run: Run, other: sound_gate.Other | None, simulate: Callable[[int], Sound], more: Sequence[Recording] = ()
+) -> sound_gate.Outcome:
+    """The gate, fitted and measured; its graph is ``work/gate.onnx``. ``more`` are further good recordings."""
     told = msgspec.convert(run.configuration["gate"], sound_gate.Settings)
     width = run.sample.table.indices.shape[1]
     found = sound_gate.cases(
-        run.recordings, other, simulate, run.prepare, run.description, told, run.settings.rate_hz, width, run.log
+        [*run.recordings, *more],
+        other,
+        simulate,
+        run.prepare,
+        run.description,
+        told,
+        run.settings.rate_hz,
+        width,
+        run.log,
     )
     return sound_gate.build(found, told, run.work / "gate.onnx", run.log)
 

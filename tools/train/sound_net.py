@@ -21,17 +21,25 @@ Floats = npt.NDArray[np.float32]
 
 
 class FrontEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """One log-band channel: frame and hop in samples, band edges in Hz; ``spread``: divide by (sd + this), 0 for a constant."""
+    """One log-band channel: frame and hop in samples, band edges in Hz.
+
+    ``spread``: centred levels are divided by (their deviation + this); 0: by nothing. ``skip``: frames left out at the
+    start, so that front ends of different frames are centred on the same instant.
+    """
 
     frame: int
     hop: int
     edges_hz: tuple[float, ...]
     spread: float = 0.3
     scale: float = 1.0
+    skip: int = 0
 
 
 class LogBands(nn.Module):
-    """Samples ``[N, samples]`` → ``[N, bands, frames]``: DFT as a convolution, band sums, logarithm, minus the mean over time."""
+    """Samples ``[N, samples]`` → ``[N, bands, frames]``: power in bands, logarithm, minus the mean over time.
+
+    In the graph the DFT is a convolution; ``fast`` is the same by FFT, for training.
+    """
 
     def __init__(self, rate_hz: int, front: FrontEnd) -> None:
         super().__init__()
@@ -40,35 +48,53 @@ class LogBands(nn.Module):
         matrix = bands(rate_hz, front.frame, front.edges_hz)
         used = np.flatnonzero(matrix.sum(axis=1) > 0)
         rows = np.concatenate([used, used + front.frame // 2 + 1])
+        self.front = front
         self.dft = nn.Conv1d(1, rows.size, front.frame, stride=front.hop, bias=False)
         self.sums = nn.Conv1d(rows.size, matrix.shape[1], 1, bias=False)
         self.dft.weight.data = torch.tensor(kernels[rows], dtype=torch.float32)[:, None, :]
         self.sums.weight.data = torch.tensor(np.concatenate([matrix[used]] * 2).T, dtype=torch.float32)[:, :, None]
+        self.matrix, self.window = torch.tensor(matrix), torch.tensor(hann(front.frame))
         for parameter in self.parameters():
             parameter.requires_grad = False
-        self.spread, self.scale = front.spread, front.scale
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Standardised log bands."""
+        """Standardised log bands, as the graph computes them."""
         spectrum = self.dft(samples.unsqueeze(1))
-        level = torch.log(self.sums(spectrum * spectrum) + 1e-7)
+        return self._standardised(self.sums(spectrum * spectrum))
+
+    def fast(self, samples: torch.Tensor) -> torch.Tensor:
+        """Standardised log bands by FFT."""
+        spectrum = torch.fft.rfft(samples.unfold(1, self.front.frame, self.front.hop) * self.window)
+        power = spectrum.real**2 + spectrum.imag**2
+        return self._standardised((power @ self.matrix).transpose(1, 2))
+
+    def _standardised(self, power: torch.Tensor) -> torch.Tensor:
+        level = torch.log(power[:, :, self.front.skip :] + 1e-7)
         centred = level - level.mean(dim=2, keepdim=True)
-        if self.spread <= 0.0:
-            return centred * self.scale
+        if self.front.spread <= 0.0:
+            return centred * self.front.scale
         deviation = torch.sqrt((centred * centred).mean(dim=2, keepdim=True) + 1e-6)
-        return centred / (deviation + self.spread) * self.scale
+        return centred / (deviation + self.front.spread) * self.front.scale
 
 
-def block(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution over time, batch norm, ReLU."""
+def along_time(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+    """Convolution over time with bands as channels, batch norm, ReLU."""
     convolution = nn.Conv1d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm1d(outputs), nn.ReLU())
 
 
-class TimeNet(nn.Module):
-    """Bands as channels, convolutions over time, mean over time, linear: samples ``[N, samples]`` → logits ``[N, outputs]``.
+def over_plane(inputs: int, outputs: int, kernel: int, stride: int, along_bands: int) -> nn.Sequential:
+    """Convolution over the plane of bands and time, batch norm, ReLU; ``along_bands`` is the stride over bands."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride=(along_bands, stride), padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
-    ``teach`` outputs more: targets (hand features) that only training uses.
+
+class SoundNet(nn.Module):
+    """Log bands, convolutions, mean over time, linear: samples ``[N, samples]`` → logits ``[N, outputs]``.
+
+    ``layers`` are [channels, kernel, stride] (over time, bands as channels) or [channels, kernel, stride, stride over
+    bands] (over the plane, front ends as channels). ``members`` nets of different beginnings are trained side by side and
+    averaged. ``teach`` more outputs are targets (hand features) that only training uses.
     """
 
     def __init__(
@@ -79,33 +105,40 @@ class TimeNet(nn.Module):
         outputs: int,
         dropout: float = 0.3,
         teach: int = 0,
+        members: int = 1,
     ) -> None:
         super().__init__()
         self.fronts = nn.ModuleList(LogBands(rate_hz, front) for front in fronts)
-        channels = sum(len(front.edges_hz) - 1 for front in fronts)
-        blocks = []
-        for width, kernel, stride in layers:
-            blocks.append(block(channels, width, kernel, stride))
-            channels = width
-        self.body = nn.Sequential(*blocks)
+        self.plane = len(layers[0]) == 4
+        first = len(fronts) if self.plane else sum(len(front.edges_hz) - 1 for front in fronts)
+        bodies = []
+        for _ in range(members):
+            channels, blocks = first, []
+            for layer in layers:
+                blocks.append((over_plane if self.plane else along_time)(channels, *layer))
+                channels = layer[0]
+            bodies.append(nn.Sequential(*blocks))
+        self.bodies = nn.ModuleList(bodies)
         self.drop = nn.Dropout(dropout)
-        self.head = nn.Linear(channels, outputs)
-        self.teach = nn.Linear(channels, teach) if teach else None
+        self.heads = nn.ModuleList(nn.Linear(layers[-1][0], outputs) for _ in range(members))
+        self.teachers = nn.ModuleList(nn.Linear(layers[-1][0], teach) for _ in range(members)) if teach else None
 
-    def spectrum(self, samples: torch.Tensor) -> torch.Tensor:
-        """All front ends, joined along the bands; the shortest number of frames counts."""
-        parts = [front(samples) for front in self.fronts]
+    def spectrum(self, samples: torch.Tensor, *, fast: bool = False) -> torch.Tensor:
+        """All front ends, joined along the bands or stacked as planes; the shortest number of frames counts."""
+        parts = [front.fast(samples) if fast else front(samples) for front in self.fronts]
         frames = min(part.shape[2] for part in parts)
-        return torch.cat([part[:, :, :frames] for part in parts], dim=1)
+        cut = [part[:, :, :frames] for part in parts]
+        return torch.stack(cut, dim=1) if self.plane else torch.cat(cut, dim=1)
 
-    def pooled(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """The mean of the last feature maps over time, ``[N, channels]``."""
-        return self.body(spectrum).mean(dim=2)
+    def pooled(self, spectrum: torch.Tensor) -> list[torch.Tensor]:
+        """Each member's mean of the last feature maps, ``[N, channels]``."""
+        return [body(spectrum).flatten(2).mean(dim=2) for body in self.bodies]
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Logits."""
-        logits: torch.Tensor = self.head(self.pooled(self.spectrum(samples)))
-        return logits
+        """Logits, the mean of the members'."""
+        pooled = self.pooled(self.spectrum(samples))
+        logits = [head(one) for head, one in zip(self.heads, pooled, strict=True)]
+        return torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +158,7 @@ Batch = tuple[Floats, Floats, Floats, Floats]
 
 
 def train(
-    net: TimeNet,
+    net: SoundNet,
     draw: Callable[[np.random.Generator], Batch],
     schedule: Schedule,
     seed: int,
@@ -141,47 +174,44 @@ def train(
     for step in range(schedule.steps):
         samples, targets, weights, lessons = (torch.from_numpy(part) for part in draw(random))
         with torch.no_grad():
-            spectrum = _mask(net.spectrum(samples), schedule, random)
-        pooled = net.drop(net.pooled(spectrum))
-        loss = nn.functional.binary_cross_entropy_with_logits(net.head(pooled), targets, weight=weights)
-        if net.teach is not None:
-            loss = loss + schedule.teach_weight * nn.functional.smooth_l1_loss(net.teach(pooled), lessons)
+            spectrum = _mask(net.spectrum(samples, fast=True), schedule, random)
+        pooled = [net.drop(one) for one in net.pooled(spectrum)]
+        loss = torch.zeros(())
+        for number, one in enumerate(pooled):
+            logit = net.heads[number](one)
+            loss = loss + nn.functional.binary_cross_entropy_with_logits(logit, targets, weight=weights)
+            if net.teachers is not None:
+                lesson = nn.functional.smooth_l1_loss(net.teachers[number](one), lessons)
+                loss = loss + schedule.teach_weight * lesson
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)
         optimiser.step()
         cycle.step()
         if (step + 1) % 100 == 0:
-            progress(f"step {step + 1}/{schedule.steps} loss {loss.item():.3f}")
+            progress(f"step {step + 1}/{schedule.steps} loss {loss.item() / len(pooled):.3f}")
     net.eval()
 
 
 def _mask(spectrum: torch.Tensor, schedule: Schedule, random: np.random.Generator) -> torch.Tensor:
     """SpecAugment: one stripe of bands and one of frames set to the mean (0), per case."""
-    count, channels, frames = spectrum.shape
+    count, channels, frames = spectrum.shape[0], spectrum.shape[-2], spectrum.shape[-1]
     for row in range(count):
         width = int(random.integers(0, schedule.mask_bands + 1))
         begin = int(random.integers(0, channels - width + 1))
-        spectrum[row, begin : begin + width] = 0.0
+        spectrum[row, ..., begin : begin + width, :] = 0.0
         width = int(random.integers(0, schedule.mask_frames + 1))
         begin = int(random.integers(0, max(1, frames - width)))
-        spectrum[row, :, begin : begin + width] = 0.0
+        spectrum[row, ..., begin : begin + width] = 0.0
     return spectrum
 
 
-def logits(net: TimeNet, windows: Floats) -> Floats:
-    """The network's logits ``[N, outputs]`` for windows ``[N, samples]``."""
-    with torch.no_grad():
-        parts = [net(torch.from_numpy(windows[begin : begin + 256])).numpy() for begin in range(0, len(windows), 256)]
-    return np.concatenate(parts)
-
-
-def export(net: TimeNet, samples: int, path: Path, output: str = "logit") -> list[str]:
+def export(net: SoundNet, samples: int, path: Path, output: str = "logit") -> list[str]:
     """Write the float graph to ``path`` (input ``samples`` ``[N, samples]``); returns the nodes that must stay in float."""
     import onnx
 
     net.eval()
-    net.teach = None
+    net.teachers = None
     torch.onnx.export(
         net,
         (torch.zeros(2, samples),),

@@ -17,6 +17,13 @@ from onnx import TensorProto, helper
 
 ML_OPSET = 3
 OPSET = 17
+COLUMNS = (
+    *(
+        f"nodes_{what}"
+        for what in ("treeids", "nodeids", "featureids", "values", "modes", "truenodeids", "falsenodeids")
+    ),
+    *(f"target_{what}" for what in ("treeids", "nodeids", "ids", "weights")),
+)
 CERTAIN = 0.01
 """Probabilities are kept this far from 0 and 1: a leaf of three cases is no proof."""
 
@@ -30,16 +37,10 @@ def rounded_down(thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]
 
 
 def export(forest: Any, path: Path, features: int, *, input_name: str, output_name: str = "probability") -> None:
-    """Write a fitted ``ExtraTreesRegressor`` on 0/1 targets; output ``[N, targets]``, clipped to ``CERTAIN``…1 − ``CERTAIN``."""
+    """Write a fitted ``ExtraTreesRegressor`` on 0/1 targets; output ``[N, targets]``, ``CERTAIN`` to 1 − ``CERTAIN``."""
     trees = [estimator.tree_ for estimator in forest.estimators_]
     targets = int(trees[0].value.shape[1])
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in (
-            "nodes_treeids nodes_nodeids nodes_featureids nodes_values nodes_modes nodes_truenodeids nodes_falsenodeids "
-            "target_treeids target_nodeids target_ids target_weights"
-        ).split()
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for number, tree in enumerate(trees):
         leaf = tree.children_left < 0
         columns["nodes_treeids"] += [number] * tree.node_count
