@@ -98,11 +98,11 @@ class IngestConfig(_Section, frozen=True, kw_only=True):
     """How messages are taken in: a batch is one transaction."""
 
     share: Annotated[str, _field("Name of the group of workers that share the messages", pattern=_NAME)] = "ingest"
-    batch: Annotated[int, _field("Most messages of one transaction", "messages", ge=1, le=1000)] = 100
+    batch: Annotated[int, _field("Most messages of one transaction", "messages", ge=1, le=1000)] = 500
     wait: Annotated[float, _field("How long a batch waits for more messages", "ms", ge=0, le=1000)] = 10.0
     in_flight: Annotated[
         int, _field("Messages a worker holds before it has confirmed them (receive maximum)", ge=1, le=65535)
-    ] = 500
+    ] = 1000
 
 
 class OutboxConfig(_Section, frozen=True, kw_only=True):

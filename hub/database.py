@@ -9,6 +9,7 @@ one transaction with its version number.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ class Database:
         """``url`` as SQLAlchemy takes it; ``busy_timeout`` in seconds. Nothing is opened yet."""
         self.url = sqlalchemy.make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        options: dict[str, Any] = {"pool_size": pool, "max_overflow": pool, "pool_pre_ping": not self.is_sqlite}
+        # Parameters hold what boxes sent: they must not appear in an error's text.
+        options: dict[str, Any] = {"hide_parameters": True}
+        options |= {"pool_size": pool, "max_overflow": pool, "pool_pre_ping": not self.is_sqlite}
         if self.is_sqlite:
             if not self.url.database or self.url.database == ":memory:":
                 raise DatabaseError(f"{url}: the hub needs a file, e.g. sqlite:////var/lib/bedside-hub/hub.sqlite")
@@ -108,6 +111,24 @@ class Database:
     @property
     def _name(self) -> str:
         return self.url.render_as_string(hide_password=True)
+
+
+class Prepared:
+    """A statement that runs for many rows, compiled once: SQLAlchemy's own work for each row is left out.
+
+    The rows hold plain values of the driver's own types (no enumerations, no defaults of columns).
+    """
+
+    def __init__(self, database: Database, statement: Any) -> None:
+        compiled = statement.compile(dialect=database.engine.dialect)
+        self._sql = str(compiled)
+        names = getattr(compiled, "positiontup", None)
+        self._tuple = operator.itemgetter(*names) if names else None
+
+    def run(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        """Run it for each of ``rows`` (at least one), in the caller's transaction."""
+        take = self._tuple
+        connection.exec_driver_sql(self._sql, rows if take is None else [take(row) for row in rows])
 
 
 def is_full(error: exc.DBAPIError) -> bool:

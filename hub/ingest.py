@@ -29,6 +29,7 @@ from appliance.protocol import topics
 from hub.arrivals import Incoming
 from hub.config import BrokerConfig, IngestConfig
 from hub.receive import Published, Receiver, StoreUnavailable
+from hub.session import Session
 
 _LOG = structlog.get_logger("hub.ingest")
 _RETRY_S = 0.5
@@ -98,8 +99,8 @@ class Worker:
         """Make ``tick`` be called soon: there is something new to publish."""
         self._nudged.set()
 
-    def _make_client(self, client_id: str) -> mqtt.Client:
-        client = mqtt.Client(
+    def _make_client(self, client_id: str) -> Session:
+        client = Session(
             callback_api_version=CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=mqtt.MQTTv5,
@@ -136,7 +137,7 @@ class Worker:
             )
             deadline = time.monotonic() + _CONNECT_S
             while not self.connected.is_set() and time.monotonic() < deadline and not self._stopping.is_set():
-                if self._client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS:
+                if not self._client.turn(0.1):
                     return False
         except (OSError, ValueError) as error:
             _LOG.warning("broker can't be reached", host=self._broker.host, port=self._broker.port, error=str(error))
@@ -160,7 +161,7 @@ class Worker:
     def _work(self) -> None:
         next_tick = 0.0
         while not self._stopping.is_set():
-            if self._client.loop(self._patience(next_tick)) != mqtt.MQTT_ERR_SUCCESS:
+            if not self._client.turn(self._patience(next_tick)):
                 _LOG.warning("connection to the broker lost", session=self._client_id)
                 return
             self._read_more()
@@ -172,6 +173,7 @@ class Worker:
                 next_tick = now + self._tick_every
                 self._publish(self._ticked())
         self._client.disconnect()
+        self._client.turn(0.0)
 
     def _patience(self, next_tick: float) -> float:
         """How long to wait for the socket, in seconds."""
@@ -189,7 +191,7 @@ class Worker:
         while before < len(self._pending) < self._ingest.batch:
             before = len(self._pending)
             if self._client.loop_read() != mqtt.MQTT_ERR_SUCCESS:
-                return  # the next ``loop`` says why
+                return  # the next ``turn`` says so
 
     def _is_ripe(self, now: float) -> bool:
         return len(self._pending) >= self._ingest.batch or now >= self._since + self._ingest.wait / 1000
@@ -205,7 +207,7 @@ class Worker:
         self._publish(replies)
         for message in batch:
             if message.qos:
-                self._client.ack(message.mid, message.qos)
+                self._client.acknowledge(message.mid)
         del self._pending[: len(batch)]
         self._since = time.monotonic()
 

@@ -7,6 +7,7 @@ can't be reached, ``StoreUnavailable`` is raised, nothing is answered, and the s
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
@@ -183,8 +184,14 @@ class Receiver:
         self.counts[what] = self.counts.get(what, 0) + by
 
 
+@functools.lru_cache(maxsize=16_384)
+def _topic(topic: str) -> tuple[Address, str, str]:
+    """``topics.parse``; a box sends on the same few topics again and again."""
+    return topics.parse(topic)
+
+
 def _parse(incoming: Incoming) -> Arrival:
-    address, way, leaf = topics.parse(incoming.topic)
+    address, way, leaf = _topic(incoming.topic)
     if way != "up":
         raise TopicError(f"not a topic towards the hub: {incoming.topic!r}")
     if leaf == "result":

@@ -16,11 +16,16 @@ from sqlalchemy import Connection, and_, bindparam, case, or_, select, true
 from appliance.protocol.messages import Result
 from hub import tables
 from hub.arrivals import Reply, ResultArrival
-from hub.database import Database
+from hub.database import Database, Prepared
 
 _TRUSTED_S = 3600.0
 """A box's clock that is off by no more than this says how long a patient has waited; otherwise the hub's clock does."""
 
+_RESULT_COLUMNS = ("id", "capture_id", "device", "sha256", "revision", "received_ms", "payload")
+_CAPTURE_COLUMNS = (
+    *("id", "device", "result_id", "revision", "sequence", "modality", "status", "rank"),
+    *("received_ms", "since_ms", "waiting_ms", "changed_ms", "open", "escalation"),
+)
 _capture, _result = tables.capture.c, tables.result.c
 _OWNERS = select(_capture.id, _capture.device).where(_capture.id.in_(bindparam("ids", expanding=True)))
 _HASHES = select(_result.id, _result.sha256, _result.device).where(_result.id.in_(bindparam("ids", expanding=True)))
@@ -30,9 +35,10 @@ class ResultStore:
     """The statements that take results in, compiled for one kind of database."""
 
     def __init__(self, database: Database) -> None:
-        self._insert = database.insert(tables.result).on_conflict_do_nothing(index_elements=["id"])
+        insert = database.insert(tables.result).values({name: bindparam(name) for name in _RESULT_COLUMNS})
+        self._insert = Prepared(database, insert.on_conflict_do_nothing(index_elements=["id"]))
         self._conflict = database.insert(tables.conflict).on_conflict_do_nothing()
-        self._upsert = _upsert(database)
+        self._upsert = Prepared(database, _upsert(database))
 
     def store(self, connection: Connection, arrivals: list[ResultArrival], now_ms: int) -> list[Reply]:
         """Take ``arrivals`` in, inside the caller's transaction; one answer for each distinct (id, hash)."""
@@ -45,14 +51,14 @@ class ResultStore:
         replies = [Reply(a.address, a.message.id, a.sha256, "conflict", 0, _FOREIGN) for a in foreign]
         aside = [(a, _FOREIGN) for a in foreign]
         if ours:
-            connection.execute(self._insert, [_result_row(a, now_ms) for a in ours])
+            self._insert.run(connection, [_result_row(a, now_ms) for a in ours])
             ids = sorted({a.message.id for a in ours})
             held = {row.id: (row.sha256, row.device) for row in connection.execute(_HASHES, {"ids": ids})}
             kept = [a for a in ours if held[a.message.id] == (a.sha256, a.address.key)]
             other = [a for a in ours if held[a.message.id] != (a.sha256, a.address.key)]
             if kept:
                 rows = [_capture_row(a, now_ms) for a in sorted(kept, key=lambda a: a.message.capture.id)]
-                connection.execute(self._upsert, rows)
+                self._upsert.run(connection, rows)
             replies += [Reply(a.address, a.message.id, a.sha256, "stored") for a in kept]
             replies += [Reply(a.address, a.message.id, a.sha256, "conflict", 0, _OTHER) for a in other]
             aside += [(a, _OTHER) for a in other]
@@ -122,7 +128,7 @@ def _waiting_since(message: Result, now_ms: int) -> int:
 
 
 def _upsert(database: Database) -> Any:
-    insert = database.insert(tables.capture)
+    insert = database.insert(tables.capture).values({name: bindparam(name) for name in _CAPTURE_COLUMNS})
     new = insert.excluded
     newer = or_(
         new.revision > _capture.revision,
@@ -142,7 +148,7 @@ def _upsert(database: Database) -> Any:
             "changed_ms": new.changed_ms,
             "since_ms": case((worse, new.since_ms), else_=_capture.since_ms),
             "open": case((worse, true()), else_=_capture.open),
-            "escalation": case((worse, 0), else_=_capture.escalation),
+            "escalation": case((worse, new.escalation), else_=_capture.escalation),
             "acknowledged_ms": case((worse, None), else_=_capture.acknowledged_ms),
             "acknowledged_by": case((worse, None), else_=_capture.acknowledged_by),
         },
