@@ -7,13 +7,16 @@ Rules, in the order of a capture's life:
 2. ``begin_attempt`` is written *before* a reading starts, so that a capture that takes the process down is counted even when
    the whole box goes down. The third failed attempt sets it aside: it is not tried again, it still goes to a human.
 3. ``checked`` needs ``kept``, ``read`` needs ``checked``, ``reported`` needs ``read``, ``delivered`` needs ``reported`` and
-   that nothing of the capture waits in the outbox or among the transfers.
+   that nothing of the capture waits in the outbox, among the transfers or to become one.
 4. A result is written once per revision; doing a step again that is already done is an ``IllegalTransition``
    for the caller to notice, and changes nothing.
+5. ``removed`` needs ``delivered``: the files may go once this is committed, never before. The row, its readings and its
+   reviews stay; the same bytes coming again are the same capture, which the hub has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -25,6 +28,7 @@ from appliance.store.keys import BoxKey
 
 ATTEMPTS = 3
 
+_UNREAD = (CaptureState.KEPT, CaptureState.CHECKED)
 _ORDER = tuple(state.value for state in CaptureState)
 
 
@@ -37,7 +41,7 @@ class Kept(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A capture with where it stands."""
+    """A capture with where it stands. ``removed``: when its files went (RFC 3339), empty while they are here."""
 
     sequence: int
     capture: Capture
@@ -45,6 +49,7 @@ class Entry(NamedTuple):
     attempts: int
     set_aside: str
     conflicts_with: str
+    removed: str = ""
 
 
 class Captures:
@@ -60,7 +65,11 @@ class Captures:
             return Kept(capture.id, duplicate=True, conflict=False)
         instance = self._blind("instance", capture.instance_uid)
         other = (
-            tx.one("SELECT id FROM capture WHERE instance_key = ? ORDER BY sequence", instance) if instance else None
+            tx.one(  # the second term lets SQLite use the partial index: without it every keep reads all captures
+                "SELECT id FROM capture WHERE instance_key = ? AND instance_key <> '' ORDER BY sequence", instance
+            )
+            if instance
+            else None
         )
         patient = capture.patient
         tx.insert(
@@ -84,7 +93,7 @@ class Captures:
 
     def begin_attempt(self, tx: Transaction, capture_id: str) -> int:
         """Count an attempt at reading before it starts; returns its number, from 1."""
-        row = self._need(tx, capture_id, CaptureState.KEPT)
+        row = self._need(tx, capture_id, *_UNREAD)
         if row["set_aside"] or row["attempts"] >= ATTEMPTS:
             raise IllegalTransition(f"capture {capture_id}: already tried {row['attempts']} times")
         tx.run("UPDATE capture SET attempts = attempts + 1 WHERE id = ?", capture_id)
@@ -92,7 +101,7 @@ class Captures:
 
     def take_back_attempt(self, tx: Transaction, capture_id: str) -> None:
         """Uncount an attempt that ended for a reason that isn't the capture's (the box is stopping)."""
-        self._need(tx, capture_id, CaptureState.KEPT)
+        self._need(tx, capture_id, *_UNREAD)
         tx.run("UPDATE capture SET attempts = max(0, attempts - 1) WHERE id = ?", capture_id)
 
     def checked(self, tx: Transaction, capture_id: str) -> None:
@@ -114,7 +123,7 @@ class Captures:
 
     def set_aside(self, tx: Transaction, capture_id: str, reason: str) -> None:
         """Give up reading it, visibly; it is still reported to a human."""
-        self._need(tx, capture_id, CaptureState.KEPT)
+        self._need(tx, capture_id, *_UNREAD)
         tx.run("UPDATE capture SET set_aside = ? WHERE id = ?", reason, capture_id)
 
     def reported(self, tx: Transaction, capture_id: str) -> None:
@@ -130,7 +139,8 @@ class Captures:
             return row is not None
         open_rows = tx.one(
             "SELECT (SELECT count(*) FROM outbox WHERE capture_id = ?1 AND state <> 'delivered')"
-            " + (SELECT count(*) FROM transfer WHERE capture_id = ?1 AND state <> 'delivered') AS n",
+            " + (SELECT count(*) FROM transfer WHERE capture_id = ?1 AND state <> 'delivered')"
+            " + (SELECT count(*) FROM original WHERE capture_id = ?1) AS n",
             capture_id,
         )
         if row["state"] != CaptureState.REPORTED.value or open_rows is None or open_rows["n"]:
@@ -141,6 +151,26 @@ class Captures:
     def reopen(self, tx: Transaction, capture_id: str) -> None:
         """The hub lost what it had confirmed (restored from a backup): delivered becomes reported again."""
         self._advance(tx, capture_id, CaptureState.DELIVERED, CaptureState.REPORTED)
+
+    def removed(self, tx: Transaction, capture_id: str, wall: str) -> None:
+        """The files of a delivered capture go now (``wall``: the time of it, RFC 3339)."""
+        if self._need(tx, capture_id, CaptureState.DELIVERED)["removed"]:
+            raise IllegalTransition(f"capture {capture_id}: its files were removed before")
+        tx.run("UPDATE capture SET removed = ? WHERE id = ?", wall, capture_id)
+
+    def removable(self) -> Iterator[Entry]:
+        """Delivered captures whose files are here, in the order they came."""
+        yield from self._walk("SELECT * FROM capture WHERE state = 'delivered' AND removed = '' AND sequence > ?", 0)
+
+    def after(self, sequence: int) -> Iterator[Entry]:
+        """The captures that came after one, in the order they came."""
+        yield from self._walk("SELECT * FROM capture WHERE sequence > ?", sequence)
+
+    def _walk(self, query: str, sequence: int) -> Iterator[Entry]:
+        while rows := self._journal.all(f"{query} ORDER BY sequence LIMIT 50", sequence):
+            for row in rows:
+                yield self._entry(row)
+            sequence = rows[-1]["sequence"]
 
     def next(self, states: tuple[Literal["kept", "checked", "read"], ...], limit: int = 100) -> list[str]:
         """Ids of captures in these states: those not tried before first, most urgent first, then in the order they came."""
@@ -198,12 +228,13 @@ class Captures:
         rows = self._journal.all("SELECT triage, count(*) AS n FROM reading GROUP BY triage")
         return {Triage(row["triage"]): row["n"] for row in rows}
 
-    def _need(self, tx: Transaction, capture_id: str, state: CaptureState) -> Row:
+    def _need(self, tx: Transaction, capture_id: str, *states: CaptureState) -> Row:
         row = tx.one("SELECT * FROM capture WHERE id = ?", capture_id)
         if row is None:
             raise StoreError(f"no capture {capture_id!r} on this box")
-        if row["state"] != state.value:
-            raise IllegalTransition(f"capture {capture_id} is {row['state']}, not {state.value}")
+        if row["state"] not in {state.value for state in states}:
+            wanted = " or ".join(state.value for state in states)
+            raise IllegalTransition(f"capture {capture_id} is {row['state']}, not {wanted}")
         return row
 
     def _advance(self, tx: Transaction, capture_id: str, before: CaptureState, after: CaptureState) -> None:
@@ -219,6 +250,7 @@ class Captures:
             attempts=row["attempts"],
             set_aside=row["set_aside"],
             conflicts_with=row["conflicts_with"],
+            removed=row["removed"],
         )
 
     def _blind(self, kind: str, text: str) -> str:
