@@ -31,6 +31,8 @@ from appliance.pipeline import Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status
 from appliance.protocol.topics import Address
 from appliance.reading.process import Described, ReadRequest, ReadSettings
+from appliance.store.errors import StoreError
+from appliance.store.retention import Retention
 from appliance.store.store import Store
 from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
@@ -41,6 +43,7 @@ _log = structlog.get_logger(__name__)
 
 _TIME_UNCERTAINTY = 5.0
 _PATIENCE = 120.0
+_TIDY_EVERY = 60.0
 _MB = 1 << 20
 
 
@@ -98,6 +101,8 @@ class Daemon:
         self._notifier = notify.from_environment()
         self._watchdog = Watchdog(self._stages(), self._notifier, _PATIENCE)
         self._stopping = threading.Event()
+        self._retention = Retention(self.store, config.storage.keep_days)
+        self._tidied = time.monotonic()
 
     def run(self) -> None:
         """Start everything and serve until SIGTERM or SIGINT."""
@@ -181,7 +186,7 @@ class Daemon:
             self.closed_doors.pop(name, None)
 
     def _tend(self) -> None:
-        """What is looked at now and then: closed doors, the clock, the reserve."""
+        """What is looked at now and then: closed doors, the clock, the reserve, once a minute what may go."""
         for name in list(self.closed_doors):
             self._open(name)
         if self.worker.alive and not self.described.serving:
@@ -191,6 +196,16 @@ class Daemon:
             self.clock.anchor(time.time(), error)
         if self.store.free() > self.store.reserve.size:
             self.store.reserve.hold()
+        if time.monotonic() - self._tidied >= _TIDY_EVERY:
+            self._tidied = time.monotonic()
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Once a minute: what may leave the box."""
+        try:
+            self._retention.tend()
+        except (StoreError, OSError) as error:
+            _log.error("could not tidy up; it is tried again in a minute", error=str(error))
 
     def _describe(self) -> None:
         """Ask the reading process what serves in it."""

@@ -104,7 +104,24 @@ CREATE TABLE audit (
 ) STRICT;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
+_VERSION_2 = """
+ALTER TABLE capture ADD COLUMN removed TEXT NOT NULL DEFAULT '';
+ALTER TABLE capture ADD COLUMN raised INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE transfer ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX capture_removable ON capture (sequence) WHERE state = 'delivered' AND removed = '';
+CREATE INDEX transfer_spent ON transfer (sequence) WHERE encoding <> '' AND state = 'delivered' AND removed = 0;
+CREATE INDEX reading_critical ON reading (capture_id) WHERE triage = 'critical';
+CREATE TABLE original (
+    capture_id TEXT PRIMARY KEY REFERENCES capture (id),
+    priority INTEGER NOT NULL,
+    critical INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+"""
+"""``removed``: the files are gone or going (a wall time for captures, 1 for transfers). ``raised``: how often nobody had
+taken note in time. ``original``: originals that are to be sent and not yet prepared for it."""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -115,4 +132,12 @@ def migrate(connection: sqlite3.Connection) -> None:
             f"the journal has schema {version}, this program knows {len(MIGRATIONS)}; install the newer program again"
         )
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise StoreError(
+                f"the journal could not be brought from schema {number - 1} to {number} ({error}); it is as it was: "
+                "free space on its disk, then start again"
+            ) from error

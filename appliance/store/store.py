@@ -104,16 +104,24 @@ class Store:
         unfinished = list(self.vault.unfinished())
         for path in unfinished:
             self.files.remove(path)
-        known = {
-            row["sha256"] for row in self.journal.all("SELECT sha256 FROM capture UNION SELECT sha256 FROM transfer")
-        }
+        known = _hashes(
+            self.journal,
+            "SELECT sha256 FROM capture WHERE removed = '' UNION SELECT sha256 FROM transfer WHERE removed = 0",
+        )
+        going = _hashes(
+            self.journal,
+            "SELECT sha256 FROM capture WHERE removed <> '' UNION SELECT sha256 FROM transfer WHERE removed = 1",
+        )
         there = set(self.vault.blobs())
-        orphans = there - known
-        for sha256 in orphans:  # never acknowledged: its row was never committed, so the sender still has it
+        unknown = there - known
+        for sha256 in unknown:  # on its way out, or never acknowledged: then the sender still has it
             self.vault.remove(sha256)
+        orphans = unknown - going
         missing = tuple(
             row["id"]
-            for row in self.journal.all("SELECT id, sha256 FROM capture WHERE state <> 'delivered' AND set_aside = ''")
+            for row in self.journal.all(
+                "SELECT id, sha256 FROM capture WHERE state <> 'delivered' AND set_aside = '' AND removed = ''"
+            )
             if row["sha256"] not in there
         )
         moment = self.now()
@@ -128,6 +136,10 @@ class Store:
 
         sequence = self.journal.write(mend)
         return Repair(len(unfinished), len(orphans), missing, sequence)
+
+
+def _hashes(journal: Journal, query: str) -> set[str]:
+    return {row["sha256"] for row in journal.all(query)}
 
 
 def _lock(folder: Path) -> int:

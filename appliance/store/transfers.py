@@ -6,6 +6,10 @@ Rules:
 2. ``confirmed`` only grows with the hub's receipts, except that a hub may say a smaller offset (it lost its disk): then it
    is believed, because what it doesn't have must be sent.
 3. It is closed only by a ``stored`` receipt with its SHA-256, sent by the hub after it has compared the whole.
+4. An original is *due* from the moment its capture is reported until it is *prepared*: encoded for the link or, when that
+   is not possible, as it is. One transaction ends the one and begins the other, so that no original is ever forgotten. The
+   attempt is counted before it begins; the second one doesn't encode.
+5. ``removed``: the bytes may leave the vault (they are delivered, and the capture goes or has its original beside them).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from appliance.protocol.chunks import Kind, transfer_id
+from appliance.store.errors import IllegalTransition
 from appliance.store.journal import Journal, Row, Transaction
 from appliance.store.outbox import Outcome
 
@@ -31,6 +36,15 @@ class Transfer(NamedTuple):
     media_type: str
     encoding: str
     confirmed: int
+
+
+class Due(NamedTuple):
+    """An original to be prepared. ``attempts``: how often that was begun before."""
+
+    capture_id: str
+    priority: int
+    critical: bool
+    attempts: int
 
 
 class Transfers:
@@ -94,10 +108,80 @@ class Transfers:
         return capture_id
 
     def reopen(self, tx: Transaction, capture_id: str) -> int:
-        """Send a capture's blobs again from the start; how many."""
-        return tx.run(
-            "UPDATE transfer SET state = 'waiting', confirmed = 0, reason = '' WHERE capture_id = ?", capture_id
+        """Send a capture's blobs again from the start; how many. What is no longer in the vault is not sent again."""
+        spent = tx.one(
+            "SELECT t.id, t.priority, t.critical FROM transfer t JOIN capture c ON c.id = t.capture_id"
+            " WHERE c.id = ? AND c.removed = '' AND t.kind = 'original' AND t.removed = 1",
+            capture_id,
         )
+        if spent is not None:
+            tx.run("DELETE FROM transfer WHERE id = ?", spent["id"])
+            self.put_due(tx, capture_id, spent["priority"], critical=bool(spent["critical"]))
+        again = "UPDATE transfer SET state = 'waiting', confirmed = 0, reason = '' WHERE capture_id = ? AND removed = 0"
+        return tx.run(again, capture_id) + (spent is not None)
+
+    def put_due(self, tx: Transaction, capture_id: str, priority: int, *, critical: bool) -> None:
+        """The capture's original is to be sent once it is prepared."""
+        tx.run(
+            "INSERT INTO original (capture_id, priority, critical) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            capture_id,
+            int(priority),
+            int(critical),
+        )
+
+    def next_due(self) -> Due | None:
+        """The most urgent original that is due, the oldest of them."""
+        row = self._journal.one(
+            "SELECT o.* FROM original o JOIN capture c ON c.id = o.capture_id ORDER BY o.priority, c.sequence LIMIT 1"
+        )
+        return Due(row["capture_id"], row["priority"], bool(row["critical"]), row["attempts"]) if row else None
+
+    def begin_preparing(self, tx: Transaction, capture_id: str) -> None:
+        """Count an attempt before it begins."""
+        tx.run("UPDATE original SET attempts = attempts + 1 WHERE capture_id = ?", capture_id)
+
+    def prepared(
+        self, tx: Transaction, due: Due, *, sha256: str, size: int, media_type: str, encoding: str = ""
+    ) -> None:
+        """The original stands in the vault as it will be sent (``sha256``, ``size``): it waits for the link now."""
+        if not tx.run("DELETE FROM original WHERE capture_id = ?", due.capture_id):
+            raise IllegalTransition(f"capture {due.capture_id}: its original is not due")
+        self.put(
+            tx,
+            capture_id=due.capture_id,
+            kind="original",
+            priority=due.priority,
+            sha256=sha256,
+            size=size,
+            media_type=media_type,
+            encoding=encoding,
+            critical=due.critical,
+        )
+
+    def give_up(self, tx: Transaction, due: Due) -> None:
+        """The original is gone from the disk: there is nothing to send."""
+        tx.run("DELETE FROM original WHERE capture_id = ?", due.capture_id)
+
+    def removed(self, tx: Transaction, capture_id: str) -> list[str]:
+        """The bytes of all of a capture's transfers may go; their SHA-256."""
+        rows = tx.all("SELECT sha256 FROM transfer WHERE capture_id = ? AND removed = 0", capture_id)
+        tx.run("UPDATE transfer SET removed = 1 WHERE capture_id = ?", capture_id)
+        return [row["sha256"] for row in rows]
+
+    def remove_spent(self, tx: Transaction, limit: int = 100) -> list[str]:
+        """Encoded originals that were delivered are not needed beside the originals themselves; their SHA-256."""
+        rows = tx.all(
+            "SELECT id, sha256 FROM transfer WHERE encoding <> '' AND state = 'delivered' AND removed = 0"
+            " ORDER BY sequence LIMIT ?",
+            limit,
+        )
+        for row in rows:
+            tx.run("UPDATE transfer SET removed = 1 WHERE id = ?", row["id"])
+        return [row["sha256"] for row in rows]
+
+    def trouble(self, tx: Transaction, identity: str, reason: str) -> None:
+        """Note why a transfer can't be sent now."""
+        tx.run("UPDATE transfer SET reason = ? WHERE id = ? AND state = 'waiting'", reason[:500], identity)
 
     def waiting(self, limit: int = 20) -> list[Transfer]:
         """What waits, most urgent first."""
@@ -117,9 +201,10 @@ class Transfers:
         return [(_transfer(row), row["state"]) for row in rows]
 
     def totals(self) -> tuple[int, int]:
-        """Transfers that wait and the bytes of them that the hub doesn't hold."""
+        """Transfers that wait or are due, and the bytes of them that the hub doesn't hold."""
         row = self._journal.one(
-            "SELECT count(*) AS n, coalesce(sum(size - confirmed), 0) AS b FROM transfer WHERE state = 'waiting'"
+            "SELECT count(*) AS n, coalesce(sum(b), 0) AS b FROM (SELECT size - confirmed AS b FROM transfer"
+            " WHERE state = 'waiting' UNION ALL SELECT c.size FROM original o JOIN capture c ON c.id = o.capture_id)"
         )
         return (row["n"], row["b"]) if row else (0, 0)
 

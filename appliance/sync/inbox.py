@@ -100,10 +100,14 @@ class Downlink:
             self._uplink.changed()
 
     def _resend(self, tx: Transaction, capture_id: str) -> None:
-        row = tx.one("SELECT state FROM capture WHERE id = ?", capture_id)
+        row = tx.one("SELECT state, removed FROM capture WHERE id = ?", capture_id)
         if row is None:
             _log.warning("the hub asked for a capture that is not on this box", capture=capture_id)
             return
+        if row["removed"]:
+            _log.warning(
+                "the hub asked for a capture whose files were removed; its result goes again", capture=capture_id
+            )
         self._store.outbox.reopen(tx, capture_id)
         self._store.transfers.reopen(tx, capture_id)
         if row["state"] == "delivered":

@@ -19,16 +19,21 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import structlog
+
 from appliance.config import LinkConfig
 from appliance.protocol import chunks
 from appliance.protocol.messages import ReceiptItem
 from appliance.store import usage
+from appliance.store.errors import StoreError
 from appliance.store.journal import Transaction
 from appliance.store.outbox import Item, Outcome, Priority
 from appliance.store.store import MB, Store
 from appliance.store.transfers import Transfer
 from appliance.store.vault import FRAME
 from appliance.sync.pacing import Pacing
+
+_log = structlog.get_logger(__name__)
 
 GRACE = 0.6
 AWAITING = 500
@@ -240,7 +245,11 @@ class Uplink:
 
     def _send_chunk(self, sending: _Sending, now: float) -> bool:
         transfer = sending.transfer
-        data = sending.piece(self._store, self._pacing.chunk)
+        try:
+            data = sending.piece(self._store, self._pacing.chunk)
+        except (StoreError, OSError) as error:
+            self._unreadable(transfer, str(error), now)
+            return True
         chunk = chunks.Chunk(
             capture_id=transfer.capture_id,
             kind=transfer.kind,
@@ -257,6 +266,13 @@ class Uplink:
         sending.cursor += len(data)
         sending.ended = now + self._config.receipt_timeout * self._patience
         return True
+
+    def _unreadable(self, transfer: Transfer, reason: str, now: float) -> None:
+        """One blob that the disk lost must not stop the link: it is put off and said, the others go on."""
+        _log.error("a blob can't be sent", capture=transfer.capture_id, kind=transfer.kind, reason=reason)
+        self._held[transfer.id] = now + REFUSED_PAUSE
+        self._sending.pop(transfer.id, None)
+        self._store.journal.submit(lambda tx: self._store.transfers.trouble(tx, transfer.id, reason))
 
     def _publish(
         self,

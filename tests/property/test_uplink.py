@@ -188,3 +188,20 @@ def test_a_hub_that_lost_its_disk_is_sent_everything_again(tmp_path: Path) -> No
     assert drain(uplink, hub, time, store)
     assert hub.blobs
     store.close()
+
+
+def test_a_blob_that_the_disk_lost_stops_nothing_but_itself(tmp_path: Path) -> None:
+    store, time, hub = open_store(tmp_path), Time(), HubSimulator()
+    lost, whole = os.urandom(50_000), os.urandom(60_000)
+    first, second = report(store, b"a", Triage.CRITICAL, lost), report(store, b"b", Triage.ROUTINE, whole)
+    ((transfer, _),) = store.transfers.of_capture(first)
+    store.vault.path(transfer.sha256).unlink()
+    uplink = make_uplink(store, time)
+    uplink.connected(hub)
+    assert not drain(uplink, hub, time, store, 60)
+    assert store.captures.get(second).state is CaptureState.DELIVERED
+    assert store.captures.get(first).state is CaptureState.REPORTED
+    row = store.journal.one("SELECT reason FROM transfer WHERE id = ?", transfer.id)
+    assert row is not None
+    assert "its file is gone" in row["reason"]
+    store.close()
