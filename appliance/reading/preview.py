@@ -49,7 +49,8 @@ def _frame(picture: Picture, index: int) -> npt.NDArray[np.uint8]:
     if frame.ndim == 3:
         small = cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(small[..., ::-1], dtype=np.uint8)
-    return (displayed(picture, area(frame, rows, columns)) * np.float32(255.0)).astype(np.uint8)
+    shown = displayed(picture, area(frame, rows, columns)) * np.float32(255.0)
+    return np.asarray(shown, dtype=np.uint8)
 
 
 def spectrogram(sound: Sound) -> npt.NDArray[np.uint8]:
