@@ -170,7 +170,7 @@ def running_postgresql() -> Iterator[PostgreSQL]:
         try:
             yield server
         finally:
-            server.stop()
+            server.kill()  # its folder goes with it: nothing needs to be saved
 
 
 def _postgresql_bin() -> Path:
