@@ -14,8 +14,8 @@ from appliance.inference.bundle import Bundle, Graph
 from appliance.inference.cache import Artefact, Cache
 from appliance.inference.engine import EngineError
 
-REWRITES = "1"
-"""Changes when ``appliance.inference.derive`` changes, so that what an older version derived is made again."""
+REWRITES = "2"
+"""Changes when ``appliance.inference.derive`` or ``kernels`` changes, so that what an older version derived is made again."""
 
 
 def facts(bundle: Bundle, graph: Graph) -> dict[str, str]:

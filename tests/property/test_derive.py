@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from appliance.inference import derive
+from appliance.inference import derive, kernels
 from appliance.inference.engine import EngineError
 from appliance.inference.forms import optimise
 from appliance.inference.onnx import load
@@ -150,6 +150,106 @@ def test_a_saturation_stands_for_relu6(pixels: list[float], bias: float) -> None
 
     # Half a step of the pair that went, half a step of the last quantisation, and the bias's own rounding.
     assert np.max(np.abs(output(derived) - output(shipped))) <= 0.05 / 2 + 6 / 127 / 2 + 6 / 255 / 2 + 1e-3
+
+
+def layer(weights: np.ndarray, size: tuple[int, int], *, after: bool, **how: list[int]) -> onnx.ModelProto:
+    """image → Q/DQ → convolution with INT8 ``weights`` per channel and a bias (→ Q/DQ, when ``after``) → logits."""
+    count, channels = weights.shape[:2]
+    values = {
+        "s0": np.float32(0.02),
+        "s1": np.float32(0.1),
+        "z": np.int8(0),
+        "w": weights,
+        "ws": np.linspace(0.001, 0.01, count, dtype=np.float32),
+        "wz": np.zeros(count, np.int8),
+        "b": np.linspace(-1, 1, count, dtype=np.float32),
+    }
+    node = helper.make_node
+    nodes = [
+        node("QuantizeLinear", ["image", "s0", "z"], ["q0"]),
+        node("DequantizeLinear", ["q0", "s0", "z"], ["d0"]),
+        node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], axis=0),
+        node("Conv", ["d0", "dw", "b"], ["c" if after else "logits"], kernel_shape=list(weights.shape[2:]), **how),
+    ]
+    if after:
+        nodes.append(node("QuantizeLinear", ["c", "s1", "z"], ["q1"]))
+        nodes.append(node("DequantizeLinear", ["q1", "s1", "z"], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", channels, *size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", count, *map(str, range(len(size)))])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def both(model: onnx.ModelProto, image: np.ndarray, *, unsigned: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The derived form's operators and its output, and the output without the rewrites of ``kernels``."""
+
+    def output(derived: onnx.ModelProto) -> np.ndarray:
+        session = ort.InferenceSession(derived.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"image": image})[0]
+
+    suited = derive.derive(model, unsigned=unsigned)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "suit", lambda graph: None)
+        plain = derive.derive(model, unsigned=unsigned)
+    return [node.op_type for node in suited.graph.node], output(suited), output(plain)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.integers(1, 7),
+    channels=st.integers(1, 4),
+    size=st.tuples(st.integers(4, 8), st.integers(4, 8)),
+    pads=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    unsigned=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_strided_first_layer_over_blocks_gives_exactly_the_same(
+    kernel: int, channels: int, size: tuple[int, int], pads: list[int], unsigned: bool, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    weights = random.integers(-127, 128, (5, channels, kernel, kernel)).astype(np.int8)
+    size = (2 * size[0], 2 * size[1])
+    model = layer(weights, size, after=True, strides=[2, 2], pads=pads)
+    image = random.normal(0, 1, (2, channels, *size)).astype(np.float32)
+    kinds, suited, plain = both(model, image, unsigned=unsigned)
+    assert "SpaceToDepth" in kinds
+    np.testing.assert_array_equal(suited, plain)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    count=st.integers(1, 20),
+    channels=st.integers(1, 20),
+    sides=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    unsigned=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_float_one_by_one_convolution_as_a_matrix_product_gives_the_same(
+    count: int, channels: int, sides: list[int], unsigned: bool, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    weights = random.integers(-127, 128, (count, channels, *[1] * len(sides))).astype(np.int8)
+    model = layer(weights, tuple(sides), after=False)  # type: ignore[arg-type]
+    image = random.normal(0, 1, (2, channels, *sides)).astype(np.float32)
+    kinds, suited, plain = both(model, image, unsigned=unsigned)
+    assert "MatMul" in kinds
+    np.testing.assert_allclose(suited, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "how", [{"auto_pad": "SAME_UPPER"}, {"dilations": [2, 2]}, {"strides": [2, 1]}, {"strides": [1, 1]}]
+)
+def test_a_layer_of_another_geometry_is_left_as_it_is(how: dict[str, list[int]]) -> None:
+    weights = np.random.default_rng(0).integers(-127, 128, (3, 1, 3, 3)).astype(np.int8)
+    model = layer(weights, (8, 8), after=True, **{"strides": [2, 2], **how})
+    image = np.random.default_rng(1).normal(0, 1, (1, 1, 8, 8)).astype(np.float32)
+    kinds, suited, plain = both(model, image, unsigned=True)
+    assert "SpaceToDepth" not in kinds
+    np.testing.assert_array_equal(suited, plain)
 
 
 def test_a_bias_beyond_int32_widens_the_step_of_its_dead_channel() -> None:
