@@ -11,7 +11,7 @@ changes, and ``usable`` says so at run time, upon which the door falls back to o
 - ``transport.RequestHandler._create_association`` makes an association before its thread starts, so that its ``dimse``,
   ``dul`` and socket can be replaced; ``AE.make_server`` passes keywords on to the server class;
 - ``DIMSEServiceProvider.receive_primitive`` decodes a message in ``message``, which becomes a ``C_STORE_RQ`` with its
-  ``command_set`` and ``context_id`` once the command set is there; its data set is then received and answered here;
+  ``encoded_command_set`` once that is whole; its data set is then received and answered here;
 - ``DULServiceProvider._read_pdu_data`` reads one PDU, starting with ``socket.recv(6)``; in state ``Sta6`` a P-DATA-TF
   leads to ``dimse.receive_primitive`` and no change of state; ``run_reactor`` polls ``socket.ready`` and the queues
   ``to_provider_queue``, ``to_user_queue`` and ``dimse.msg_queue``, sleeping ``_run_loop_delay`` between. Here it waits
@@ -43,6 +43,7 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from appliance.capture.store_messages import StoreRequest, store_request, store_response
 from appliance.capture.waking import SignallingQueue, Waker
 
 PDU_SIZE = 1 << 17
@@ -99,50 +100,62 @@ class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         super().__init__(association)
         self._open = open_sink
         self._sink: Sink | None = None
+        self._request = StoreRequest("", "", 0)
+        self._context_id = 0
         self.note = note
 
     @property
     def streaming(self) -> int:
         """The presentation context of the data set being received; 0 when there is none."""
-        return self.message.context_id if self._sink is not None else 0
+        return self._context_id if self._sink is not None else 0
 
     def receive_primitive(self, primitive: Any) -> None:
         try:
             for context_id, data in primitive.presentation_data_value_list:
-                if self._sink is None:
-                    part = P_DATA()
-                    part.presentation_data_value_list.append((context_id, data))
-                    super().receive_primitive(part)
-                    self._begin(context_id)
-                else:
+                if self._sink is not None:
                     self.fragment(context_id, data[0], memoryview(data)[1:])
+                    continue
+                # Nearly always the whole command set is one fragment; decoding it here saves a third of a millisecond.
+                whole = self.message is None and data[0] & 3 == 3
+                request = store_request(memoryview(data)[1:]) if whole else None
+                if request is not None:
+                    self._begin(context_id, request)
+                    continue
+                part = P_DATA()
+                part.presentation_data_value_list.append((context_id, data))
+                super().receive_primitive(part)
+                if self.message is not None:
+                    self._inspect(context_id)
         except Exception as error:  # noqa: BLE001 - the edge: what a malformed message breaks, ends this association alone
             self.note("malformed", f"the peer sent a malformed DIMSE message ({type(error).__name__})")
             self.dul.event_queue.put("Evt19")
 
-    def _begin(self, context_id: int) -> None:
-        """Open a sink once the command set of a C-STORE request is there."""
+    def _inspect(self, context_id: int) -> None:
+        """Look at a message that is not yet whole: has it become a C-STORE request with a data set to come?"""
         message = self.message
-        if message is None:
-            return
         if message.encoded_command_set.tell() > _COMMAND_MOST or message.data_set.tell() > _DATA_MOST:
             raise ValueError("the message is larger than any that belongs here")
         if isinstance(message, C_STORE_RQ):
-            syntax = self.assoc._accepted_cx[context_id].transfer_syntax[0]  # noqa: SLF001
-            command = message.command_set
-            sop_class, instance = str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
-            int(command.MessageID)
-            self._sink = self._open(self.assoc, sop_class, instance, str(syntax))
+            request = store_request(message.encoded_command_set.getbuffer())
+            if request is None:
+                raise ValueError("a C-STORE request without what it needs")
+            self.message = None
+            self._begin(context_id, request)
+
+    def _begin(self, context_id: int, request: StoreRequest) -> None:
+        syntax = self.assoc._accepted_cx[context_id].transfer_syntax[0]  # noqa: SLF001
+        self._request, self._context_id = request, context_id
+        self._sink = self._open(self.assoc, request.sop_class, request.instance, str(syntax))
 
     def fragment(self, context_id: int, control: int, data: memoryview) -> None:
         """The next bytes of the data set being received; after the last ones it is answered, on this thread."""
-        sink, message = self._sink, self.message
-        if sink is None or context_id != message.context_id or control & 1:
+        sink = self._sink
+        if sink is None or context_id != self._context_id or control & 1:
             raise ValueError("another message begins inside a data set")
         sink.write(data)
         if control & 2:
-            response = _c_store_response(message.command_set, *sink.finish())
-            self._sink = self.message = None
+            response = store_response(self._request, *sink.finish())
+            self._sink = None
             answer = P_DATA()
             answer.presentation_data_value_list.append((context_id, b"\x03" + response))
             self.dul.send_pdu(answer)
@@ -160,30 +173,6 @@ class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.discard()
-
-
-def _c_store_response(request: Any, status: int, comment: str) -> bytes:
-    """The command set of a C-STORE-RSP (PS3.7, 9.3.1.2), Implicit VR Little Endian."""
-
-    def element(number: int, value: bytes) -> bytes:
-        return struct.pack("<HHI", 0, number, len(value)) + value
-
-    def text(value: str, padding: bytes) -> bytes:
-        encoded = value.encode("ascii", "replace")
-        return encoded + padding * (len(encoded) % 2)
-
-    body = b"".join(
-        (
-            element(0x0002, text(str(request.AffectedSOPClassUID), b"\0")),
-            element(0x0100, struct.pack("<H", 0x8001)),
-            element(0x0120, struct.pack("<H", int(request.MessageID))),
-            element(0x0800, struct.pack("<H", 0x0101)),
-            element(0x0900, struct.pack("<H", status)),
-            element(0x0902, text(comment[:64], b" ")) if comment else b"",
-            element(0x1000, text(str(request.AffectedSOPInstanceUID), b"\0")),
-        )
-    )
-    return element(0x0000, struct.pack("<I", len(body))) + body
 
 
 class _Socket(AssociationSocket):  # type: ignore[misc]

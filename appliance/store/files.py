@@ -49,7 +49,7 @@ class Files(Protocol):
         """Bytes that this program may still write on the file system of ``path``."""
 
 
-_WRITE_BACK = 1 << 18
+_WRITE_BACK = 1 << 20
 
 
 class _RealFile:
