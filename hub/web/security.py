@@ -26,7 +26,7 @@ _HEADERS = {
         "media-src 'self'; font-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
@@ -97,11 +97,11 @@ def _host_name(host: str) -> str:
 
 
 def _same_origin(headers: Headers) -> bool:
+    if "sec-fetch-site" in headers:  # browsers set it, pages can't
+        return headers["sec-fetch-site"] == "same-origin"
     origin = headers.get("origin")
     if origin is not None:
         return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
-    if "sec-fetch-site" in headers:
-        return headers["sec-fetch-site"] in ("same-origin", "none")
     return headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
