@@ -96,7 +96,7 @@ def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     """
     lines, tables = [], []
     for key, value in table.items():
-        name = key if BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+        name = key if BARE_KEY.fullmatch(key) else _string(key)
         path = f"{prefix}{name}"
         if isinstance(value, Mapping):
             tables.append(f"\n[{path}]\n{to_toml(value, path + '.')}")
@@ -107,15 +107,19 @@ def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     return "".join(lines) + "".join(tables)
 
 
+def _string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _string(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_string(key)} = {_value(item)}" for key, item in value.items()) + "}"
     raise TypeError(f"{type(value).__name__} has no form in TOML")

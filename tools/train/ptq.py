@@ -1,6 +1,6 @@
-"""What makes post-training INT8 answer as the float net does: scales of least error, and biases that undo the mean shift.
+"""What makes post-training INT8 answer as the float net does: least-error scales, careful rounding, no mean shift.
 
-What this module keeps true: only numbers of the Q/DQ graph change (activation scales and float biases), never its nodes; all
+What this module keeps true: only numbers of the Q/DQ graph change (scales, weights, float biases), never its nodes; all
 is estimated on calibration cases, which are training patients'. Sources: scales of least squared error as in Banner et al.
 2019; bias correction as in Nagel et al. 2019 (empirical form, layer by layer).
 """
@@ -17,6 +17,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
+
+from tools.train import rounding
 
 Batch = Mapping[str, npt.NDArray[np.generic]]
 Floats = npt.NDArray[np.floating]
@@ -65,23 +67,28 @@ def _samples(graph: Path, names: Sequence[str], batches: Sequence[Batch]) -> dic
     return {name: np.concatenate(several) for name, several in parts.items() if several}
 
 
-def correct_biases(float_graph: Path, model: onnx.ModelProto, batch: Batch) -> None:
-    """Shift the float biases of ``model`` so that each layer's mean output by channel is that of the float graph.
+def correct(float_graph: Path, model: onnx.ModelProto, batch: Batch) -> None:
+    """Round weights by their effect and shift float biases so that each layer says what the float graph's says.
 
-    The graph is run node by node, each layer with those before it already corrected: two corrected at once would be
+    The graph is run node by node, each layer with those before it already corrected: two biases corrected at once would be
     corrected twice for one shift. ``float_graph``: the graph that ``model`` was quantised from, whose layers have the same
     output names. ``batch``: some dozens of calibration cases at once.
     """
+    source = onnx.load(float_graph)
+    floats = {tensor.name: tensor for tensor in source.graph.initializer}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    made_by = {output: node for node in model.graph.node for output in node.output}
     layers = {
         node.output[0]: constants[node.input[2]]
         for node in model.graph.node
         if node.op_type in {"Conv", "Gemm"} and len(node.input) > 2 and node.input[2] in constants
     }
-    wanted = _means(onnx.load(float_graph), list(layers), batch)
+    wanted = _means(source, list(layers), batch)
     readers = Counter(name for node in model.graph.node for name in node.input)
     live: dict[str, npt.NDArray[Any]] = {name: np.asarray(value) for name, value in batch.items()}
     for node in model.graph.node:
+        if node.output[0] in layers:
+            live |= _weights(node, made_by.get(node.input[1]), constants, floats, live)
         fed = {
             name: live[name] if name in live else numpy_helper.to_array(constants[name]) for name in node.input if name
         }
@@ -96,6 +103,27 @@ def correct_biases(float_graph: Path, model: onnx.ModelProto, batch: Batch) -> N
             readers[used] -= 1
             if readers[used] <= 0:
                 live.pop(used, None)
+
+
+def _weights(
+    node: onnx.NodeProto,
+    stored: onnx.NodeProto | None,
+    constants: Mapping[str, onnx.TensorProto],
+    floats: Mapping[str, onnx.TensorProto],
+    live: Mapping[str, npt.NDArray[Any]],
+) -> dict[str, npt.NDArray[Any]]:
+    """Round the weights of ``node`` anew where ``rounding`` can; the dequantised weights by name, or nothing."""
+    if stored is None or stored.op_type != "DequantizeLinear" or stored.input[0] not in constants:
+        return {}
+    name = stored.input[0].removesuffix("_quantized")
+    if name not in floats or node.input[0] not in live:
+        return {}
+    scale = numpy_helper.to_array(constants[stored.input[1]])
+    whole = rounding.rounded(numpy_helper.to_array(floats[name]), scale, live[node.input[0]], node)
+    if whole is None:
+        return {}
+    constants[stored.input[0]].CopyFrom(numpy_helper.from_array(whole, stored.input[0]))
+    return {node.input[1]: (whole * scale.reshape(-1, *[1] * (whole.ndim - 1))).astype(np.float32)}
 
 
 def _single(

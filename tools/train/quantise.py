@@ -106,7 +106,7 @@ def quantise(
     model = onnx.load(int8)
     _drop_pairs_before_activation(model.graph)
     ptq.refine_scales(fp32, model, batches[:: max(1, len(batches) // 12)])
-    ptq.correct_biases(fp32, model, _spread(batches, CORRECTING))
+    ptq.correct(fp32, model, _spread(batches, CORRECTING))
     onnx.checker.check_model(model)
     onnx.save(model, int8)
 
