@@ -1,25 +1,42 @@
 """How much may be on its way at once, and how large a piece should be.
 
 What this module keeps true: whatever the link's speed, what is sent but not yet at the broker stays short in *time*, so
-that a critical result never waits behind seconds of image (promise 4). The window follows the delay that it causes itself,
-as TCP Vegas (Brakmo, Peterson 1995) and LEDBAT (RFC 6817) do: it grows while acknowledgements come back within ``TARGET``
-of the fastest one seen lately, and shrinks when they take longer. Pieces are what the link carries in ``PIECE`` seconds.
+that a critical result never waits behind seconds of image (promise 4), and the link never runs dry while there is
+something to send. As BBR does (Cardwell, Cheng, Gunn, Yeganeh, Jacobson 2016), two things are measured: the rate at which
+acknowledgements come back when the window was in use, and the shortest way there and back. The window is what the link
+carries in that way and ``TARGET`` seconds more. The way is measured with nothing else in the line: when there was a
+pause, or, in a long backlog, by letting the line run empty every ``PROBE_EVERY`` seconds.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
-TARGET = 0.5
-"""Seconds of queue that the window may cause."""
+TARGET = 0.3
+"""Seconds of queue that the window causes."""
 
 PIECE = 0.4
 """Seconds that one chunk may occupy the link."""
 
+PROBE_EVERY = 60.0
+"""Seconds after which a measured way counts as old."""
+
 MINIMUM_CHUNK = 2048
-_MINIMUM_WINDOW = 8192
+_MINIMUM_WINDOW = 4096
+_FIRST_WINDOW = 32768
 _MAXIMUM_WINDOW = 4 << 20
 _RATE_SPAN = 5.0
+_MAXIMUM_WAY = 5.0
+
+
+class _Flying(NamedTuple):
+    """A message on its way, and what had been acknowledged when it left: bytes, and when the last of them."""
+
+    size: int
+    sent: float
+    delivered: int
+    delivered_at: float
 
 
 class Pacing:
@@ -28,17 +45,21 @@ class Pacing:
     def __init__(self, maximum_chunk: int, maximum_messages: int) -> None:
         self._maximum_chunk = maximum_chunk
         self._maximum_messages = maximum_messages
-        self.window = float(4 * _MINIMUM_WINDOW)
+        self.window = float(_FIRST_WINDOW)
+        self.rate = 0.0
         self.reset()
 
     def reset(self) -> None:
         """A new connection: nothing is on its way. Window and rate are kept as a first guess."""
-        self._flying: dict[int, tuple[int, float]] = {}
+        self._flying: dict[int, _Flying] = {}
         self._bytes = 0
-        self._fastest: deque[tuple[float, float]] = deque()
-        self._acknowledged: deque[tuple[float, int]] = deque()
-        self._lately = 0
-        self.rate = getattr(self, "rate", 0.0)
+        self._delivered = 0
+        self._delivered_at = 0.0
+        self._began = 0
+        self._rates: deque[tuple[float, float]] = deque()
+        self._shortest = (_MAXIMUM_WAY, 0)
+        self._shortest_at: float | None = None
+        self._emptying = False
 
     @property
     def flying(self) -> int:
@@ -54,39 +75,48 @@ class Pacing:
 
     def room(self) -> bool:
         """Whether anything may be sent now."""
+        if self._emptying and self._flying:
+            return False
         return self._bytes < self.window and len(self._flying) < self._maximum_messages
 
     def sent(self, token: int, size: int, now: float) -> None:
         """A message left."""
-        self._flying[token] = (size, now)
+        if not self._flying:  # the line is empty: the way can be measured, and the rate's clock starts anew
+            self._delivered_at, self._began = now, self._delivered
+            if self._emptying or self._shortest_at is None or now - self._shortest_at > PROBE_EVERY:
+                self._shortest, self._shortest_at, self._emptying = (_MAXIMUM_WAY, 0), now, False
+        self._flying[token] = _Flying(size, now, self._delivered, self._delivered_at)
         self._bytes += size
 
     def acknowledged(self, token: int, now: float) -> None:
-        """The broker has it: adjust window and rate."""
+        """The broker has it: measure the way and the rate, set the window."""
         entry = self._flying.pop(token, None)
         if entry is None:
             return
-        size, sent = entry
-        self._bytes -= size
-        took = now - sent
-        self._measure(now, size, took)
-        queued = took - self._fastest[0][1]
-        limited = self._bytes + size > self.window / 2  # only a window in use can be judged
-        if queued < TARGET and limited:
-            self.window = min(self.window + size * (1.0 - queued / TARGET), _MAXIMUM_WINDOW)
-        elif queued > TARGET:
-            self.window = max(self.window - size * min(queued / TARGET - 1.0, 1.0), _MINIMUM_WINDOW)
+        first_round = entry.delivered == self._began  # it filled an empty line: the way there is in its rate
+        in_use = self._bytes >= min(self.window, 2 * self.chunk) and not first_round
+        self._bytes -= entry.size
+        self._delivered += entry.size
+        self._delivered_at = now
+        self._shortest = min(self._shortest, (max(now - entry.sent, 0.0), entry.size))
+        if self._shortest_at is not None and now - self._shortest_at > PROBE_EVERY:
+            self._emptying = True
+        if now > entry.delivered_at:
+            self._measured((self._delivered - entry.delivered) / (now - entry.delivered_at), now, in_use=in_use)
+        self.window = min(max(self.rate * (self._way() + TARGET), _MINIMUM_WINDOW), _MAXIMUM_WINDOW)
 
-    def _measure(self, now: float, size: int, took: float) -> None:
-        while self._fastest and (self._fastest[-1][1] >= took):
-            self._fastest.pop()
-        self._fastest.append((now, took))
-        while now - self._fastest[0][0] > 12 * _RATE_SPAN:
-            self._fastest.popleft()
-        self._acknowledged.append((now, size))
-        self._lately += size
-        while now - self._acknowledged[0][0] > _RATE_SPAN:
-            self._lately -= self._acknowledged.popleft()[1]
-        first, before = self._acknowledged[0]  # what came before ``first`` is not in the span's bytes
-        if len(self._acknowledged) > 2 and now > first:
-            self.rate = (self._lately - before) / (now - first)
+    def _way(self) -> float:
+        """Seconds there and back, without the time that the message itself took to pass (but half of all, at least)."""
+        took, size = self._shortest
+        return max(took - size / self.rate, took / 2) if self.rate > 0 else took
+
+    def _measured(self, rate: float, now: float, *, in_use: bool) -> None:
+        """Keep the largest rate of the last ``_RATE_SPAN`` seconds; one measured while little was sent only raises it."""
+        if not in_use and rate < self.rate:
+            return
+        while self._rates and self._rates[-1][1] <= rate:
+            self._rates.pop()
+        self._rates.append((now, rate))
+        while now - self._rates[0][0] > _RATE_SPAN:
+            self._rates.popleft()
+        self.rate = self._rates[0][1]

@@ -35,7 +35,7 @@ from appliance.sync.pacing import Pacing
 
 _log = structlog.get_logger(__name__)
 
-GRACE = 0.6
+GRACE = 0.25
 AWAITING = 500
 """Messages sent and not yet confirmed by the hub: mosquitto drops what it queues beyond 1,000 for an absent hub."""
 AHEAD = 2 << 20
@@ -61,10 +61,14 @@ class _Sending:
     def __init__(self, transfer: Transfer) -> None:
         self.transfer = transfer
         self.confirmed = transfer.confirmed
-        self.cursor = transfer.confirmed
+        self.cursor = max(0, min(transfer.confirmed, transfer.size - 1))
         self.ended: float | None = None
         self.frame = -1
         self.data = b""
+
+    def ask_again(self) -> None:
+        """Go back to what the hub has confirmed, by a byte at least: a hub that has all of it says so when asked."""
+        self.cursor = max(0, min(self.confirmed, self.transfer.size - 1))
 
     def piece(self, store: Store, size: int) -> bytes:
         """Up to ``size`` bytes at the cursor, within one frame of the vault."""
@@ -216,7 +220,8 @@ class Uplink:
         sending = _Sending(transfer)
         sha256, offset = self._offsets.get(transfer.id, ("", 0))
         if sha256 == transfer.sha256:
-            sending.confirmed = sending.cursor = min(offset, transfer.size)
+            sending.confirmed = min(offset, transfer.size)
+            sending.ask_again()
         return sending
 
     def _next_transfer(self, now: float) -> _Sending | None:
@@ -306,7 +311,7 @@ class Uplink:
             del self._awaiting[identity]
         for sending in stuck:
             sending.ended = None
-            sending.cursor = sending.confirmed
+            sending.ask_again()
         ended = [identity for identity, until in self._held.items() if until <= now]
         for identity in ended:
             del self._held[identity]
