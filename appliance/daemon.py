@@ -36,6 +36,8 @@ from appliance.store.retention import Retention
 from appliance.store.store import Store
 from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
+from appliance.sync.originals import MEMORY as ENCODER_MEMORY
+from appliance.sync.originals import EncodeSettings, Originals
 from appliance.sync.uplink import Uplink
 from appliance.view import bedside_view
 
@@ -85,6 +87,7 @@ class Daemon:
             if config.link.enabled
             else None
         )
+        self.originals = Originals(self.store, self._encoder(), self._wake_link)
         self.pipeline = Pipeline(
             self.store, self.worker, self.address.key, config.link, config.models.time_limit, self._reported
         )
@@ -123,6 +126,7 @@ class Daemon:
         self.worker.start()
         self._describe()
         self.pipeline.start()
+        self.originals.start()
         if self.link is not None:
             self.link.start()
         for name in self.doors:
@@ -140,6 +144,7 @@ class Daemon:
                 door.stop()
         self.pipeline.stop()
         self.worker.stop()
+        self.originals.stop()
         if self.link is not None:
             self.link.stop()
         self.store.close()
@@ -222,6 +227,7 @@ class Daemon:
         stages: dict[str, Callable[[], tuple[int, bool]]] = {
             "pipeline": lambda: (self.pipeline.progress + self.worker.answered, self.pipeline.working),
             "journal": lambda: (self.store.journal.groups, self.store.journal.busy),
+            "originals": lambda: (self.originals.progress, self.originals.working),
         }
         link = self.link
         if link is not None:
@@ -232,7 +238,16 @@ class Daemon:
         if self.link is not None:
             self.link.reply(payload)
 
+    def _encoder(self) -> Worker:
+        folders = EncodeSettings(vault=str(self.store.vault.folder), key=str(self.store.folder))
+        settings = msgspec.msgpack.encode(folders)
+        return Worker("appliance.sync.originals:serve", settings, memory_limit=ENCODER_MEMORY, niceness=15)
+
     def _reported(self) -> None:
+        self.originals.notify()
+        self._wake_link()
+
+    def _wake_link(self) -> None:
         if self.link is not None:
             self.link.wake()
 

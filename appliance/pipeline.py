@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet  # the builtin one only from Python 3.11 on
 from typing import Any, Protocol
 
 import msgspec
@@ -43,6 +44,7 @@ from appliance.store.errors import StoreError
 from appliance.store.journal import Transaction
 from appliance.store.outbox import Priority
 from appliance.store.store import Store
+from appliance.sync import originals
 
 _log = structlog.get_logger(__name__)
 
@@ -171,7 +173,7 @@ class Pipeline:
         while not self._stop.is_set() and time.monotonic() < deadline:
             try:
                 return future.result(timeout=0.5)
-            except TimeoutError:
+            except NotYet:
                 continue
         future.cancel()
         return None
@@ -221,16 +223,7 @@ class Pipeline:
                     critical=critical,
                 )
             if self._sends_original(reading.triage) and store.vault.has(capture.sha256):
-                store.transfers.put(
-                    tx,
-                    capture_id=capture.id,
-                    kind="original",
-                    priority=Priority.of("original", reading.triage),
-                    sha256=capture.sha256,
-                    size=capture.size,
-                    media_type=capture.media_type,
-                    critical=critical,
-                )
+                originals.queue(store, tx, capture, Priority.of("original", reading.triage), critical=critical)
             store.captures.reported(tx, capture.id)
             audit.append(tx, moment, "reported", capture.id, f"{reading.status} {reading.triage.value}")
 

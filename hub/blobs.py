@@ -2,7 +2,8 @@
 
 What this module keeps true: no name from the wire reaches a path (only hexadecimal digits that were checked); what
 ``write`` was given is durable when it returns; a file under a content's name always has that content, because it gets
-there only by ``finish``: hash, rename, fsync of the folder. The folder may be shared by workers on several machines.
+there only by ``finish`` and ``adopt``: hash, rename, fsync of the folder. The folder may be shared by workers on several
+machines.
 """
 
 from __future__ import annotations
@@ -83,6 +84,25 @@ class BlobStore:
             part.replace(final)
         _fsync_folder(final.parent)
         return True
+
+    def adopt(self, file: Path, sha256: str) -> None:
+        """Give a file on this file system, whose content has this hash, its content's name; durable on return."""
+        final = self.path(sha256)
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if not final.parent.is_dir():
+            final.parent.mkdir(exist_ok=True)
+            _fsync_folder(self.folder)
+        file.chmod(0o440)
+        file.replace(final)
+        _fsync_folder(final.parent)
+
+    def drop(self, sha256: str) -> None:
+        """Remove a content that nothing refers to."""
+        self.path(sha256).unlink(missing_ok=True)
 
     def stored(self) -> Iterator[str]:
         """The hashes of everything that lies here whole."""

@@ -256,9 +256,9 @@ def _blobs(connection: Connection, capture_id: str) -> list[BlobPart]:
     return [
         BlobPart(
             kind=row.kind,
-            sha256=row.sha256,
+            sha256=row.original or row.sha256,
             media_type=row.media_type,
-            encoding=row.encoding,
+            encoding="" if row.original else row.encoding,
             total=row.total,
             durable=row.durable,
             state=row.state,

@@ -31,7 +31,12 @@ def _version_1(connection: Connection) -> None:
     tables.metadata.create_all(connection)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1,)
+def _version_2(connection: Connection) -> None:
+    if "original" not in {column["name"] for column in sqlalchemy.inspect(connection).get_columns("transfer")}:
+        connection.exec_driver_sql("ALTER TABLE transfer ADD COLUMN original VARCHAR(64) NOT NULL DEFAULT ''")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1, _version_2)
 """Step n brings a database of version n to n + 1. Append only; a step that was released is never changed."""
 
 _LOCK = 0x62656473

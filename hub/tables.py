@@ -120,6 +120,7 @@ transfer = Table(
     Column("total", BigInteger, nullable=False),
     Column("media_type", String(128), nullable=False),
     Column("encoding", String(64), nullable=False),
+    Column("original", String(64), nullable=False, server_default="", comment="SHA-256 of what an encoding became"),
     Column("state", String(16), nullable=False, comment="open, whole (to be verified), stored"),
     Column("ranges", Text, nullable=False, comment="JSON: [[start, end), …] that are durable"),
     Column("durable", BigInteger, nullable=False, comment="bytes that are durable from the start"),

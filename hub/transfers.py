@@ -3,24 +3,32 @@
 What this module keeps true: a byte range is in a transfer's row only after the bytes were fsynced; the row is locked while
 its part file is written, so two workers never write one file at once and a whole that is being verified is not written
 to; the first bytes at a place stay (a duplicate never overwrites); a whole whose SHA-256 is wrong starts again from
-nothing. A full disk refuses pieces with a reason and keeps what there is.
+nothing. An encoded original is ``stored`` only once it was restored and has the hash that its capture's id derives from;
+what lies here then is the original itself. A full disk refuses pieces with a reason and keeps what there is.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import structlog
 from sqlalchemy import Connection, Row, bindparam, select, update
 
 from appliance.protocol.chunks import Chunk, merge, missing
+from appliance.protocol.originals import ENCODING
+from appliance.records import capture_id
 from hub import tables
 from hub.arrivals import ChunkArrival, Reply
 from hub.blobs import BlobStore
 from hub.database import Database
+from hub.restore import RestoreError, restore
+
+_LOG = structlog.get_logger("hub.transfers")
 
 MAXIMUM_RANGES = 2048
 """A transfer in more fragments than this (far beyond any sender's window) refuses pieces that open another one."""
@@ -56,6 +64,7 @@ class TransferStore:
         self._blobs = blobs
         self._refuse_below = refuse_below
         self._insert = database.insert(tables.transfer).on_conflict_do_nothing(index_elements=["id"])
+        self._insert_conflict = database.insert(tables.conflict).on_conflict_do_nothing()
         self._insert_blob = database.insert(tables.blob).on_conflict_do_nothing(index_elements=["sha256"])
 
     def store(self, connection: Connection, arrivals: list[ChunkArrival], now_ms: int) -> tuple[list[Reply], set[str]]:
@@ -73,7 +82,9 @@ class TransferStore:
             accepted = []
             for arrival in group:
                 reason = _contradiction(row, arrival, owners.get(arrival.chunk.capture_id))
-                if reason:
+                if arrival.chunk.encoding not in ("", ENCODING):
+                    replies.append(_reply(arrival, "conflict", 0, "this hub does not know this encoding"))
+                elif reason:
                     replies.append(_reply(arrival, "refused", 0, reason))
                 else:
                     accepted.append(arrival)
@@ -124,48 +135,88 @@ class TransferStore:
         """Verify a whole transfer and give it its name, in a transaction of its own; (status, offset, reason)."""
         with self._database.read() as connection:
             row = connection.execute(_ONE, {"id": key}).one()
-            state = row.state
-        if state == "stored":
+        if row.state == "stored":
             return "stored", row.total, ""
+        problem, original = "", ""
         good = self._blobs.finish(key, row.sha256, row.total)
+        if good and row.encoding:
+            try:
+                original = self._restored(row)
+            except RestoreError as error:
+                if error.full:
+                    return "refused", row.total, _FULL
+                problem = str(error)
+        if good and not problem:
+            self._stored(row, original, now_ms)
+            return "stored", row.total, ""
+        return self._undo(row, problem, now_ms)
+
+    def _undo(self, row: Row[Any], problem: str, now_ms: int) -> tuple[str, int, str]:
+        """Begin again, and alarm if the bytes are those announced and yet not the original (``problem``)."""
         with self._database.write() as connection:
-            if good:
-                new = {"sha256": row.sha256, "size": row.total, "created_ms": now_ms}
-                _touch_capture(connection, row.capture_id, now_ms)  # captures are locked before transfers everywhere
-                connection.execute(self._insert_blob, new)
-                _set(connection, key, state="stored", changed_ms=now_ms)
+            if connection.execute(_ONE, {"id": row.id}).one().state == "stored":  # another worker was quicker
                 return "stored", row.total, ""
             values = {"state": "open", "ranges": "[]", "durable": 0, "restarts": row.restarts + 1}
-            _set(connection, key, **values, changed_ms=now_ms)
-        if row.restarts + 1 >= _MAXIMUM_RESTARTS:
-            return (
-                "refused",
-                0,
-                "the whole does not have the SHA-256 that was announced, again; check the sender's disk",
-            )
-        return "partial", 0, ""
+            _set(connection, row.id, **values, changed_ms=now_ms)
+            if problem:
+                connection.execute(self._insert_conflict, _alarm(row, problem, now_ms))
+        if problem:
+            self._blobs.drop(row.sha256)
+            _LOG.error("not the original", capture=row.capture_id, device=row.device, reason=problem)
+            return "conflict", 0, problem
+        return ("refused", 0, _WRONG) if row.restarts + 1 >= _MAXIMUM_RESTARTS else ("partial", 0, "")
+
+    def _restored(self, row: Row[Any]) -> str:
+        """The SHA-256 of the original that a whole transfer with an encoding becomes; raises ``RestoreError``.
+
+        The capture's id derives from the device and the original's SHA-256: so it shows whether this is that original,
+        also where the capture's result has not come yet.
+        """
+        work = self._blobs.parts / f"{row.id.removeprefix('blob:')}-{os.urandom(4).hex()}.restored"
+        original = restore(self._blobs.path(row.sha256), work)
+        if capture_id(row.device, original) != row.capture_id:
+            work.unlink()
+            raise RestoreError("the restored original does not have the SHA-256 of its capture")
+        self._blobs.adopt(work, original)
+        return original
+
+    def _stored(self, row: Row[Any], original: str, now_ms: int) -> None:
+        content = original or row.sha256
+        size = self._blobs.path(content).stat().st_size
+        with self._database.write() as connection:
+            _touch_capture(connection, row.capture_id, now_ms)  # captures are locked before transfers everywhere
+            connection.execute(self._insert_blob, {"sha256": content, "size": size, "created_ms": now_ms})
+            _set(connection, row.id, state="stored", original=original, changed_ms=now_ms)
+        if original:
+            self._blobs.drop(row.sha256)
 
     def repair(self, now_ms: int) -> dict[str, int]:
         """Mend what a crash or a restored backup left behind; how many of each. For the start of the hub."""
         counts = {"verified": 0, "restarted": 0, "discarded": 0, "missing": 0}
+        columns = (_transfer.id, _transfer.state, _transfer.sha256, _transfer.original)
         with self._database.read() as connection:
-            rows = connection.execute(select(_transfer.id, _transfer.state, _transfer.sha256)).all()
+            rows = connection.execute(select(*columns)).all()
         for row in rows:
             if row.state == "whole":
                 status, _, _ = self.finish(row.id, now_ms)
                 counts["verified" if status == "stored" else "restarted"] += 1
-            elif row.state == "stored" and not self._blobs.path(row.sha256).exists():
+            elif row.state == "stored" and not self._blobs.path(row.original or row.sha256).exists():
                 with self._database.write() as connection:
                     _set(connection, row.id, was="stored", state="open", ranges="[]", durable=0, changed_ms=now_ms)
                 counts["missing"] += 1
+            elif row.original:
+                self._blobs.drop(row.sha256)
         unknown = set(self._blobs.part_ids()) - {row.id for row in rows}
         for key in unknown:
             self._blobs.discard(key)
+        for work in self._blobs.parts.glob("*.restored"):
+            work.unlink()
         counts["discarded"] = len(unknown)
         return counts
 
 
 _FULL = "the hub's disk for images and recordings is nearly full"
+_WRONG = "the whole does not have the SHA-256 that was announced, again; check the sender's disk"
 _FRAGMENTS = "the transfer is in too many fragments; send it in order"
 _ONE = select(tables.transfer).where(_transfer.id == bindparam("id"))
 
@@ -197,6 +248,11 @@ def _contradiction(row: Row[Any], arrival: ChunkArrival, owner: str | None) -> s
     if (chunk.total, chunk.media_type, chunk.encoding) != (row.total, row.media_type, row.encoding):
         return "total, content type or encoding differ from the transfer's first piece"
     return ""
+
+
+def _alarm(row: Row[Any], reason: str, now_ms: int) -> dict[str, Any]:
+    key = {"id": row.id, "sha256": row.sha256, "device": row.device}
+    return {**key, "received_ms": now_ms, "reason": reason, "payload": b""}
 
 
 def _reply(arrival: ChunkArrival, status: Any, offset: int, reason: str = "") -> Reply:

@@ -9,7 +9,8 @@ Rules:
 4. An original is *due* from the moment its capture is reported until it is *prepared*: encoded for the link or, when that
    is not possible, as it is. One transaction ends the one and begins the other, so that no original is ever forgotten. The
    attempt is counted before it begins; the second one doesn't encode.
-5. ``removed``: the bytes may leave the vault (they are delivered, and the capture goes or has its original beside them).
+5. ``conflict`` sets a transfer aside; an encoded original that the hub can't restore goes as it is instead.
+6. ``removed``: the bytes may leave the vault (they are delivered, and the capture goes or has its original beside them).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from appliance.protocol.chunks import Kind, transfer_id
-from appliance.store.errors import IllegalTransition
+from appliance.store.errors import IllegalTransition, StoreError
 from appliance.store.journal import Journal, Row, Transaction
 from appliance.store.outbox import Outcome
 
@@ -98,14 +99,35 @@ class Transfers:
 
     def close(self, tx: Transaction, identity: str, sha256: str, outcome: Outcome, reason: str = "") -> str | None:
         """Apply a final receipt; the capture it belongs to, or ``None`` if it closes nothing."""
-        row = tx.one("SELECT capture_id, sha256, state FROM transfer WHERE id = ?", identity)
+        row = tx.one("SELECT * FROM transfer WHERE id = ?", identity)
         if row is None or row["sha256"] != sha256 or row["state"] == "delivered":
             return None
+        if outcome == "conflict" and row["encoding"]:
+            return self._send_plain(tx, row)
         state = "waiting" if outcome == "refused" else outcome
         grown = ", confirmed = size" if outcome == "delivered" else ""
         tx.run(f"UPDATE transfer SET state = ?, reason = ?{grown} WHERE id = ?", state, reason[:500], identity)  # noqa: S608
         capture_id: str = row["capture_id"]
         return capture_id
+
+    def _send_plain(self, tx: Transaction, row: Row) -> str:
+        """The hub can't make the original of this encoding: the original itself goes instead."""
+        capture = tx.one("SELECT id, sha256, size FROM capture WHERE id = ?", row["capture_id"])
+        if capture is None:
+            raise StoreError(f"transfer {row['id']}: its capture {row['capture_id']} is not in the journal")
+        tx.run("DELETE FROM transfer WHERE id = ?", row["id"])
+        self.put(
+            tx,
+            capture_id=capture["id"],
+            kind=row["kind"],
+            priority=row["priority"],
+            sha256=capture["sha256"],
+            size=capture["size"],
+            media_type=row["media_type"],
+            critical=bool(row["critical"]),
+        )
+        identity: str = capture["id"]
+        return identity
 
     def reopen(self, tx: Transaction, capture_id: str) -> int:
         """Send a capture's blobs again from the start; how many. What is no longer in the vault is not sent again."""
