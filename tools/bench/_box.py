@@ -144,7 +144,8 @@ def hub_worker(broker: Mosquitto) -> Iterator[None]:
         configuration.write_text(
             f'[storage]\nstate = "{folder}"\nrefuse_below = 1\n[broker]\nport = {broker.port}\n', encoding="utf-8"
         )
-        command = [sys.executable, "-m", "hub.cli", "worker", "--config", str(configuration), "--name", "bench"]
+        start = "import sys; from hub.cli import main; sys.argv[0] = 'bedside-hub'; main()"
+        command = [sys.executable, "-c", start, "worker", "--config", str(configuration), "--name", "bench"]
         with _process(command, "connected"):
             yield
 
