@@ -131,6 +131,14 @@ class LinkConfig(_Section, frozen=True, kw_only=True):
     ] = 30.0
 
 
+class EscalationConfig(_Section, frozen=True, kw_only=True):
+    """Critical results that nobody has taken note of."""
+
+    after: Annotated[
+        float, _field("Raise a critical result again when nobody has taken note; 0 means never", "min", ge=0, le=10080)
+    ] = 15.0
+
+
 class ConsoleConfig(_Section, frozen=True, kw_only=True):
     """The bedside console, for the clinic's screen and tablets."""
 
@@ -155,6 +163,7 @@ class Config(_Section, frozen=True, kw_only=True):
     folder: FolderConfig = FolderConfig()
     models: ModelsConfig = ModelsConfig()
     link: LinkConfig = LinkConfig()
+    escalation: EscalationConfig = EscalationConfig()
     console: ConsoleConfig = ConsoleConfig()
     log: LogConfig = LogConfig()
 

@@ -25,6 +25,7 @@ from appliance.config import Config
 from appliance.console.server import ConsoleError, ConsoleServer
 from appliance.health import notify
 from appliance.health.clock import Clock, kernel_synchronised
+from appliance.health.escalation import Escalation
 from appliance.health.watchdog import Watchdog
 from appliance.inference.worker import Result, Worker
 from appliance.pipeline import Pipeline
@@ -105,6 +106,7 @@ class Daemon:
         self._watchdog = Watchdog(self._stages(), self._notifier, _PATIENCE)
         self._stopping = threading.Event()
         self._retention = Retention(self.store, config.storage.keep_days)
+        self._escalation = Escalation(self.store, config.escalation.after)
         self._tidied = time.monotonic()
 
     def run(self) -> None:
@@ -206,11 +208,12 @@ class Daemon:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Once a minute: what may leave the box."""
+        """Once a minute: what nobody has taken note of, what may leave the box."""
         try:
+            self._escalation.tend()
             self._retention.tend()
         except (StoreError, OSError) as error:
-            _log.error("could not tidy up; it is tried again in a minute", error=str(error))
+            _log.error("could not tend the captures; it is tried again in a minute", error=str(error))
 
     def _describe(self) -> None:
         """Ask the reading process what serves in it."""

@@ -37,7 +37,7 @@ class Line(Record, frozen=True, kw_only=True):
 
     ``level``: the triage of a reading, or why there is none. ``delivery``: where the result is; ``sent_share``: of the
     capture's pictures and sounds, what the hub holds (0 to 1). ``human``: the latest word. ``unseen``: critical, and no
-    human has said that it was seen; ``escalated``: the hub shows it again, and nobody has taken note since.
+    human has said that it was seen; ``escalated``: the hub or this box shows it again, and nobody has taken note since.
     """
 
     id: str
@@ -119,7 +119,7 @@ class Gatherer:
             human=latest.decision if latest else "noted" if noted else "none",
             reviewer=latest.reviewer if latest else "",
             unseen=level == "critical" and latest is None and not noted,
-            escalated=escalated and latest is None,
+            escalated=latest is None and (escalated or (entry.raised > 0 and not noted)),
         )
 
     def _delivery(self, entry: Entry) -> tuple[Delivery, float]:

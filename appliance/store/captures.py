@@ -41,7 +41,11 @@ class Kept(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A capture with where it stands. ``removed``: when its files went (RFC 3339), empty while they are here."""
+    """A capture with where it stands.
+
+    ``removed``: when its files went (RFC 3339), empty while they are here. ``raised``: how often it was raised because it is
+    critical and nobody had taken note; 0 once somebody has.
+    """
 
     sequence: int
     capture: Capture
@@ -50,6 +54,7 @@ class Entry(NamedTuple):
     set_aside: str
     conflicts_with: str
     removed: str = ""
+    raised: int = 0
 
 
 class Captures:
@@ -158,6 +163,32 @@ class Captures:
             raise IllegalTransition(f"capture {capture_id}: its files were removed before")
         tx.run("UPDATE capture SET removed = ? WHERE id = ?", wall, capture_id)
 
+    def raise_again(self, tx: Transaction, capture_id: str) -> None:
+        """Nobody has taken note of a critical capture: count that it is raised."""
+        if not tx.run(
+            "UPDATE capture SET raised = raised + 1 WHERE id = ? AND state IN ('reported', 'delivered')", capture_id
+        ):
+            raise IllegalTransition(f"capture {capture_id}: raised before it was reported")
+
+    def calm(self, tx: Transaction, capture_id: str) -> None:
+        """Somebody has taken note."""
+        tx.run("UPDATE capture SET raised = 0 WHERE id = ?", capture_id)
+
+    def unanswered(self) -> list[Entry]:
+        """Reported captures whose newest reading is critical and that nobody has reviewed here or at the hub."""
+        rows = self._journal.all(
+            "SELECT c.* FROM capture c JOIN reading r ON r.capture_id = c.id AND r.triage = 'critical'"
+            " WHERE c.state IN ('reported', 'delivered')"
+            " AND r.revision = (SELECT max(revision) FROM reading WHERE capture_id = c.id)"
+            " AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.capture_id = c.id AND i.leaf = 'review')"
+            " AND NOT EXISTS (SELECT 1 FROM audit a WHERE a.subject = c.id AND a.event = 'agreement') ORDER BY c.sequence"
+        )
+        return [self._entry(row) for row in rows]
+
+    def raised(self) -> list[str]:
+        """The captures that are raised now."""
+        return [row["id"] for row in self._journal.all("SELECT id FROM capture WHERE raised > 0")]
+
     def removable(self) -> Iterator[Entry]:
         """Delivered captures whose files are here, in the order they came."""
         yield from self._walk("SELECT * FROM capture WHERE state = 'delivered' AND removed = '' AND sequence > ?", 0)
@@ -251,6 +282,7 @@ class Captures:
             set_aside=row["set_aside"],
             conflicts_with=row["conflicts_with"],
             removed=row["removed"],
+            raised=row["raised"],
         )
 
     def _blind(self, kind: str, text: str) -> str:

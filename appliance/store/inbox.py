@@ -62,6 +62,10 @@ class Inbox:
             msgspec.json.decode(self._key.unseal(row["sealed"], f"inbox:{row['id']}"), type=Command) for row in rows
         ]
 
+    def noted(self, capture_id: str) -> bool:
+        """Whether the hub said that a human has taken note of a capture."""
+        return any(command.kind == "acknowledged" for command in self.commands(capture_id))
+
     def reviewed(self) -> int:
         """Captures with at least one review."""
         row = self._journal.one("SELECT count(DISTINCT capture_id) AS n FROM inbox WHERE leaf = 'review'")

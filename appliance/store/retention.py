@@ -132,7 +132,7 @@ class Retention:
     def _must_stay(self, capture_id: str) -> bool:
         store = self._store
         reviews = store.inbox.reviews(capture_id)
-        if any(command.kind == "acknowledged" for command in store.inbox.commands(capture_id)):
+        if store.inbox.noted(capture_id):
             return False
         if reviews and reviews[-1].triage is Triage.CRITICAL:
             answered = "SELECT 1 FROM audit WHERE event = 'agreement' AND subject = ?"

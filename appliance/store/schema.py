@@ -111,6 +111,7 @@ ALTER TABLE transfer ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX capture_removable ON capture (sequence) WHERE state = 'delivered' AND removed = '';
 CREATE INDEX transfer_spent ON transfer (sequence) WHERE encoding <> '' AND state = 'delivered' AND removed = 0;
 CREATE INDEX reading_critical ON reading (capture_id) WHERE triage = 'critical';
+CREATE INDEX audit_agreement ON audit (subject) WHERE event = 'agreement';
 CREATE TABLE original (
     capture_id TEXT PRIMARY KEY REFERENCES capture (id),
     priority INTEGER NOT NULL,
