@@ -20,11 +20,13 @@ from starlette.staticfiles import StaticFiles
 from appliance.console import api
 from appliance.console.context import Context
 from appliance.console.guard import Guard, own_names
+from appliance.console.lines import Whole
 from appliance.console.serve import kind
 from appliance.console.site import HERE, LANGUAGE_COOKIE, NotHere, Site, needing_attention
+from appliance.console.together import Taken, Together, encounter, together
 from appliance.console.words import N_, languages
 from appliance.records import Modality
-from appliance.store.errors import StoreError
+from appliance.store.errors import Damaged, StoreError
 
 UPLOAD_LIMIT = 200_000_000
 """Most bytes that a request may carry: a handed-in file is held in memory until the vault has it."""
@@ -112,7 +114,32 @@ def _answer(site: Site, request: Request) -> Response:
         agreement=site.context.agreement(capture.id),
         has_overlay=whole.reading is not None and bool(whole.reading.overlay),
         labels={finding.id: finding.label for finding in (whole.reading.findings if whole.reading else ())},
+        together=_together(site, whole),
     )
+
+
+def _together(site: Site, whole: Whole) -> Together | None:
+    """The encounter of a capture brought together; ``None`` when there is nothing to add, or a record of it is damaged.
+
+    The list shows a damaged capture as such; it must not take this page with it.
+    """
+    shown, store = whole.entry.capture, site.context.store
+    if not shown.patient.id:
+        return None
+    try:
+        of_patient = [entry.capture for entry in store.captures.of_patient(shown.patient.id, shown.patient.issuer)]
+        belong, undated = encounter(shown, of_patient)
+        if len(belong) < 2:
+            return None
+        taken = []
+        for capture in belong:
+            reviews = store.inbox.reviews(capture.id)
+            reading = store.captures.reading(capture.id)
+            taken.append(Taken(capture=capture, reading=reading, review=reviews[-1] if reviews else None))
+    except StoreError as error:
+        site.counts["damaged" if isinstance(error, Damaged) else "store"] += 1
+        return None
+    return together(taken, undated)
 
 
 def _reading(site: Site, page: Page) -> Endpoint:
