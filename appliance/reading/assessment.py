@@ -58,7 +58,15 @@ RULES = (
         supports=(CRACKLE, B_LINES, EFFUSION, ULTRASOUND),
         missed=(XRAY, CONSOLIDATION, CRACKLE),
         least=(1, 2),
-        sources=("who-2001", "cherian-2005", "volpicelli-2012", "pereda-2015", "bohadana-2014", "basi-2004"),
+        sources=(
+            "who-2001",
+            "cherian-2005",
+            "bts-2011",
+            "volpicelli-2012",
+            "pereda-2015",
+            "bohadana-2014",
+            "basi-2004",
+        ),
     ),
     Rule(
         id="opacity",
