@@ -6,6 +6,7 @@ interface and what the pages show. Times leave as RFC 3339 in UTC.
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from hub import outbox, tables
 
 _capture, _result, _transfer = tables.capture.c, tables.result.c, tables.transfer.c
 TRIAGES = tuple(Triage)
+_DAY_MS = 86_400_000
 
 Shown = Literal["open", "reviewed", "all"]
 
@@ -140,12 +142,14 @@ def worklist(
     return [_summary(row, decode(row.payload, Result), now_ms) for row in connection.execute(query)]
 
 
-def totals(connection: Connection) -> dict[str, int]:
-    """How many cases are open, by triage word, and ``reviewed``."""
-    query = select(_capture.open, _capture["rank"], func.count().label("n")).group_by(_capture.open, _capture["rank"])
+def totals(connection: Connection, now_ms: int) -> dict[str, int]:
+    """How many cases are open, by triage word, and how many were ``reviewed`` (or else closed) in the last day."""
+    still = select(_capture["rank"], func.count().label("n")).where(_capture.open).group_by(_capture["rank"])
     counts = dict.fromkeys([*(t.value for t in TRIAGES), "reviewed"], 0)
-    for row in connection.execute(query):
-        counts[TRIAGES[row.rank].value if row.open else "reviewed"] += row.n
+    for row in connection.execute(still):
+        counts[TRIAGES[row.rank].value] = row.n
+    closed = select(func.count()).select_from(tables.capture).where(_capture.open.is_(False))
+    counts["reviewed"] = connection.execute(closed.where(_capture.changed_ms > now_ms - _DAY_MS)).scalar_one()
     return counts
 
 
@@ -209,10 +213,12 @@ def devices(connection: Connection) -> list[DeviceSummary]:
 
 
 def last_change(connection: Connection) -> str:
-    """A word that changes whenever the worklist may have changed."""
-    query = select(func.max(_capture.changed_ms), func.count())
-    latest, count = connection.execute(query.select_from(tables.capture)).one()
-    return f"{latest or 0}-{count}"
+    """A word that changes whenever the worklist may have changed; cheap, however many cases there are."""
+    words = []
+    for is_open in (True, False):
+        rows = select(_capture.changed_ms, _capture.id).where(_capture.open.is_(is_open))
+        words.append(str(connection.execute(rows.order_by(_capture.changed_ms.desc(), _capture.id).limit(1)).first()))
+    return hashlib.sha256("".join(words).encode()).hexdigest()[:16]
 
 
 def has_blob(connection: Connection, sha256: str) -> bool:

@@ -36,7 +36,12 @@ def _version_2(connection: Connection) -> None:
         connection.exec_driver_sql("ALTER TABLE transfer ADD COLUMN original VARCHAR(64) NOT NULL DEFAULT ''")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1, _version_2)
+def _version_3(connection: Connection) -> None:
+    connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS capture_changes ON capture (open, changed_ms)")
+    connection.exec_driver_sql("DROP INDEX IF EXISTS capture_changed")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1, _version_2, _version_3)
 """Step n brings a database of version n to n + 1. Append only; a step that was released is never changed."""
 
 _LOCK = 0x62656473

@@ -67,7 +67,7 @@ capture = Table(
     Column("review_id", String(64), nullable=True, comment="the last review"),
     Column("decision", String(16), nullable=True),
     Index("capture_worklist", "open", "rank", "waiting_ms"),
-    Index("capture_changed", "changed_ms"),
+    Index("capture_changes", "open", "changed_ms"),
     Index("capture_device", "device"),
 )
 

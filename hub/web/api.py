@@ -102,7 +102,7 @@ def list_cases(call: Call) -> Cases:
         found = cases.worklist(
             connection, call.site.clock_ms(), shown=wanted, device=call.query.get("device", ""), limit=limit
         )
-        return Cases(cases=found, totals=cases.totals(connection))
+        return Cases(cases=found, totals=cases.totals(connection, call.site.clock_ms()))
 
 
 def get_case(call: Call) -> Case:
@@ -207,7 +207,7 @@ def get_health(call: Call) -> Health:
             database="sqlite" if database.is_sqlite else "postgresql",
             schema_version=database.version(connection),
             free_bytes=call.site.blobs.free(),
-            open=cases.totals(connection),
+            open=cases.totals(connection, call.site.clock_ms()),
             unsent=outbox.open_rows(connection),
         )
 

@@ -84,7 +84,7 @@ def worklist(request: Request) -> Response:
     device = request.query_params.get("device", "")
     with of.database.read() as connection:
         lines = cases.worklist(connection, of.clock_ms(), shown=shown, device=device)
-        totals = cases.totals(connection)
+        totals = cases.totals(connection, of.clock_ms())
     template = "_lines.html" if "fragment" in request.query_params else "worklist.html"
     return _page(request, template, lines=lines, totals=totals, shown=shown, device=device)
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from hub import config as configuration
 from hub.cli import app
 from hub.config import Config, ConfigError, parse
-from hub.database import Database, DatabaseError
+from hub.database import MIGRATIONS, Database, DatabaseError
 
 
 def test_the_example_is_valid_and_holds_every_default():
@@ -73,7 +73,7 @@ def test_a_checked_configuration_is_called_valid(tmp_path):
 def test_a_database_of_a_newer_program_is_refused_with_its_remedy(tmp_path):
     database = Database(f"sqlite:///{tmp_path}/hub.sqlite")
     assert database.migrate() == 0
-    assert database.migrate() == 1
+    assert database.migrate() == len(MIGRATIONS)
     with database.write() as connection:
         connection.exec_driver_sql("UPDATE schema_version SET version = 99")
     with pytest.raises(DatabaseError, match="newer than this program"):
@@ -90,17 +90,11 @@ def test_a_migration_that_fails_leaves_the_old_version_whole(tmp_path):
         connection.exec_driver_sql("nonsense")
 
     with pytest.raises(DatabaseError):
-        database.migrate([*configuration_migrations(), broken])
+        database.migrate([*MIGRATIONS, broken])
     with database.read() as connection:
-        assert database.version(connection) == 1
+        assert database.version(connection) == len(MIGRATIONS)
         assert connection.exec_driver_sql("SELECT count(*) FROM sqlite_master WHERE name = 'half'").scalar() == 0
     database.close()
-
-
-def configuration_migrations():
-    from hub.database import MIGRATIONS
-
-    return list(MIGRATIONS)
 
 
 def test_the_hubs_database_survives_the_loss_of_power():
