@@ -24,7 +24,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from appliance.inference import kernels
+from appliance.inference import kernels, shapes
 from appliance.inference.engine import EngineError
 from appliance.inference.wiring import Wiring
 
@@ -47,7 +47,8 @@ def derive(model: onnx.ModelProto, *, unsigned: bool) -> onnx.ModelProto:
     """
     derived = onnx.ModelProto()
     derived.CopyFrom(model)
-    graph = Wiring(onnx.shape_inference.infer_shapes(derived).graph)
+    shapes.settle(derived)
+    graph = Wiring(derived.graph)
     absorbed = _absorb(graph)
     _requantise(graph, absorbed, unsigned=unsigned)
     kernels.suit(graph)
