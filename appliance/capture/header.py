@@ -21,6 +21,7 @@ _BULK = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA, WAVEFORM_SEQUENCE})
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _SHORT = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _DEEPEST = 64
+_MOST_ELEMENTS = 200_000
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -74,7 +75,7 @@ class _Reader:
 
     def __init__(self, data: bytes, *, implicit: bool, little: bool) -> None:
         self.data = data
-        self.implicit = implicit
+        self._left = _MOST_ELEMENTS
         order = "<" if little else ">"
         self._tag = struct.Struct(order + "HH").unpack_from
         self._long = struct.Struct(order + "I").unpack_from
@@ -83,6 +84,9 @@ class _Reader:
     def header(self, offset: int, *, implicit: bool) -> tuple[int, bytes, int, int] | None:
         """(tag, VR, length, offset of the value), or None when the data end inside the header."""
         data = self.data
+        self._left -= 1
+        if self._left < 0:
+            raise NotDicom(f"there are more than {_MOST_ELEMENTS} elements before the pixel data")
         if offset + 8 > len(data):
             return None
         group, element = self._tag(data, offset)
@@ -143,13 +147,13 @@ def scan(data: bytes, transfer_syntax_uid: str, wanted: Collection[int]) -> Scan
         met = reader.header(offset, implicit=implicit)
         if met is None:
             torn = any(data[offset:])  # zeros are the padding of a careless writer
-            return Scan(values, 0, 0, offset + 8 if torn else offset, finished=False)
+            return Scan(values, 0, 0, len(data) + 2 if torn else offset, finished=False)
         tag, vr, length, start = met
         bulk = tag if tag in _BULK else 0
         if bulk and tag != WAVEFORM_SEQUENCE and length == UNDEFINED:
             return Scan(values, bulk, start, None, finished=True)
         if length == UNDEFINED:
-            end = reader.after_sequence(start, implicit=implicit or vr == b"UN")
+            end = None if tag > last else reader.after_sequence(start, implicit=implicit or vr == b"UN")
             if end is None:  # where it ends can't be known from here: nothing more is claimed about the length
                 return Scan(values, bulk, start, len(data), finished=tag > last)
         else:
