@@ -36,6 +36,15 @@ OUT_OF_RESOURCES = 0xA700
 NOT_OF_ITS_CLASS = 0xA900
 NOT_UNDERSTOOD = 0xC000
 
+STATUSES: dict[int, str] = {
+    SUCCESS: "the object is on the disk and its row is committed; also for one that was kept before (kept once), and for"
+    " other bytes under a known SOP Instance UID (kept beside the first and flagged)",
+    PROCESSING_FAILURE: "the disk or the journal failed; the object was not kept",
+    OUT_OF_RESOURCES: "the disk is nearly full, or the object is larger than `dicom.maximum_object`; it was not kept",
+    NOT_OF_ITS_CLASS: "the data set names another SOP Class or SOP Instance than the request; it was not kept",
+    NOT_UNDERSTOOD: "the data set can't be read or is cut off; it was not kept",
+}
+
 ACSE_TIMEOUT = 30.0
 IDLE_TIMEOUT = 120.0
 STALL_TIMEOUT = 60.0

@@ -73,7 +73,7 @@ def inflate(data: bytes, limit: int) -> bytes:
 class _Reader:
     """Element headers of one encoding."""
 
-    def __init__(self, data: bytes, *, implicit: bool, little: bool) -> None:
+    def __init__(self, data: bytes, *, little: bool) -> None:
         self.data = data
         self._left = _MOST_ELEMENTS
         order = "<" if little else ">"
@@ -139,7 +139,7 @@ def scan(data: bytes, transfer_syntax_uid: str, wanted: Collection[int]) -> Scan
     Sequences among ``wanted`` are given raw, as their items lie in the data set.
     """
     implicit = transfer_syntax_uid == IMPLICIT_LITTLE
-    reader = _Reader(data, implicit=implicit, little=transfer_syntax_uid != EXPLICIT_BIG)
+    reader = _Reader(data, little=transfer_syntax_uid != EXPLICIT_BIG)
     last = max(wanted)
     values: dict[int, bytes] = {}
     offset = 0
@@ -168,7 +168,7 @@ def scan(data: bytes, transfer_syntax_uid: str, wanted: Collection[int]) -> Scan
 def code_meaning(sequence: bytes, transfer_syntax_uid: str) -> bytes:
     """The Code Meaning (0008,0104) of the first item of a raw code sequence; empty when there is none."""
     implicit = transfer_syntax_uid == IMPLICIT_LITTLE
-    reader = _Reader(sequence, implicit=implicit, little=transfer_syntax_uid != EXPLICIT_BIG)
+    reader = _Reader(sequence, little=transfer_syntax_uid != EXPLICIT_BIG)
     met = reader.header(0, implicit=True)
     if met is None or met[0] != _ITEM:
         return b""
@@ -187,7 +187,7 @@ def file_meta(data: bytes) -> Meta | None:
     """The meta information of a Part 10 file from its first bytes, or None if it is none; raises ``NotDicom``."""
     if data[128:132] != b"DICM":
         return None
-    reader = _Reader(data, implicit=False, little=True)
+    reader = _Reader(data, little=True)
     offset = 132
     found: dict[int, str] = {}
     while (met := reader.header(offset, implicit=False)) is not None and met[0] >> 16 == 2:
