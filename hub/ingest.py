@@ -20,16 +20,14 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from appliance.protocol import topics
-from hub.arrivals import Incoming
 from hub.config import BrokerConfig, IngestConfig
 from hub.receive import Published, Receiver, StoreUnavailable
-from hub.session import Session
+from hub.session import Delivered, Session
 
 _LOG = structlog.get_logger("hub.ingest")
 _RETRY_S = 0.5
@@ -72,7 +70,7 @@ class Worker:
         self._tick_every = tick_every
         self._stopping = threading.Event()
         self._nudged = threading.Event()
-        self._pending: list[mqtt.MQTTMessage] = []
+        self._pending: list[Delivered] = []
         self._since = 0.0
         self._retry_at = 0.0
         self._client_id = client_id
@@ -100,16 +98,9 @@ class Worker:
         self._nudged.set()
 
     def _make_client(self, client_id: str) -> Session:
-        client = Session(
-            callback_api_version=CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            protocol=mqtt.MQTTv5,
-            manual_ack=True,
-            reconnect_on_failure=False,
-        )
+        client = Session(client_id, self._take)
         client.max_inflight_messages_set(1000)
         client.on_connect = self._on_connect
-        client.on_message = self._on_message
         broker = self._broker
         if broker.tls:
             client.tls_set(
@@ -153,10 +144,10 @@ class Worker:
         self.connected.set()
         _LOG.info("connected", session=self._client_id, host=self._broker.host, port=self._broker.port)
 
-    def _on_message(self, _: mqtt.Client, __: Any, message: mqtt.MQTTMessage) -> None:
+    def _take(self, delivered: Delivered) -> None:
         if not self._pending:
             self._since = time.monotonic()
-        self._pending.append(message)
+        self._pending.append(delivered)
 
     def _work(self) -> None:
         next_tick = 0.0
@@ -199,15 +190,15 @@ class Worker:
     def _flush(self) -> None:
         batch = self._pending[: self._ingest.batch]
         try:
-            replies = self.receiver.handle([_incoming(message) for message in batch])
+            replies = self.receiver.handle([delivered.message for delivered in batch])
         except StoreUnavailable as error:
             self._retry_at = time.monotonic() + _RETRY_S
             _LOG.error("batch kept, tried again soon", messages=len(batch), error=str(error))
             return
         self._publish(replies)
-        for message in batch:
-            if message.qos:
-                self._client.acknowledge(message.mid)
+        for delivered in batch:
+            if delivered.mid:
+                self._client.acknowledge(delivered.mid)
         del self._pending[: len(batch)]
         self._since = time.monotonic()
 
@@ -223,13 +214,3 @@ class Worker:
         except StoreUnavailable as error:
             _LOG.error("database away", error=str(error))
             return ()
-
-
-def _incoming(message: mqtt.MQTTMessage) -> Incoming:
-    properties = message.properties
-    try:
-        topic = message.topic
-    except UnicodeDecodeError:
-        topic = ""
-    header = tuple(getattr(properties, "UserProperty", ()))
-    return Incoming(topic, message.payload, header, getattr(properties, "ContentType", ""))

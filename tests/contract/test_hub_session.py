@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import ipaddress
+import struct
 import threading
 
 import paho.mqtt.client as mqtt
@@ -12,26 +14,69 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from sqlalchemy import func, select
 
 from appliance.protocol.messages import encode
 from hub import doctor, tables
+from hub.arrivals import Incoming
 from hub.blobs import BlobStore
 from hub.config import parse
 from hub.database import Database
 from hub.ingest import Worker, shared_filters
 from hub.receive import Receiver
-from hub.session import BufferedSocket, Session
+from hub.session import BufferedSocket, MalformedError, Session, parse_publish
 from tests.servers import running_mosquitto
 from tests.wire import result
 
 
 def test_paho_still_makes_its_socket_where_ours_steps_in(mosquitto):
-    session = Session(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    session = Session("seam", lambda _: None)
     session.connect(mosquitto.host, mosquitto.port)
     assert isinstance(session.socket(), BufferedSocket)
     session.disconnect()
     session.turn(0)
+
+
+WORDS = st.characters(min_codepoint=0x20, max_codepoint=0x2FF)
+PROPERTIES = st.lists(st.tuples(st.text(WORDS, max_size=20), st.text(WORDS, max_size=80)), max_size=6)
+
+
+@given(
+    topic=st.text(WORDS, min_size=1, max_size=60),
+    payload=st.binary(max_size=400),
+    qos=st.sampled_from([0, 1]),
+    header=PROPERTIES,
+    content_type=st.text(WORDS, max_size=150),
+    extras=st.booleans(),
+)
+def test_a_publish_that_paho_packed_is_taken_apart_into_what_it_was_made_of(
+    topic, payload, qos, header, content_type, extras
+):
+    properties = Properties(PacketTypes.PUBLISH)
+    properties.UserProperty = header
+    properties.ContentType = content_type
+    if extras:
+        properties.MessageExpiryInterval = 60
+        properties.ResponseTopic = "answer/here"
+        properties.CorrelationData = b"1234"
+        properties.PayloadFormatIndicator = 1
+        properties.SubscriptionIdentifier = 300
+    name = topic.encode()
+    packet = struct.pack("!H", len(name)) + name + (struct.pack("!H", 513) if qos else b"")
+    packet += properties.pack() + payload
+    delivered = parse_publish(0x30 | qos << 1, packet)
+    assert delivered.mid == (513 if qos else 0)
+    assert delivered.message == Incoming(topic, payload, tuple(header), content_type)
+
+
+@given(command=st.integers(0x30, 0x33), packet=st.binary(max_size=120))
+def test_any_bytes_are_a_publish_or_are_called_malformed(command, packet):
+    with contextlib.suppress(MalformedError):
+        assert isinstance(parse_publish(command, packet).message.topic, str)
 
 
 class Socket:
