@@ -131,6 +131,12 @@ class LinkConfig(_Section, frozen=True, kw_only=True):
     ] = 30.0
 
 
+class UsbConfig(_Section, frozen=True, kw_only=True):
+    """The way out on a stick, for weeks without a link."""
+
+    hub_key: Annotated[str, _field("The hub's public key, as `bedside-hub keys` prints it; empty for no way out")] = ""
+
+
 class EscalationConfig(_Section, frozen=True, kw_only=True):
     """Critical results that nobody has taken note of."""
 
@@ -163,6 +169,7 @@ class Config(_Section, frozen=True, kw_only=True):
     folder: FolderConfig = FolderConfig()
     models: ModelsConfig = ModelsConfig()
     link: LinkConfig = LinkConfig()
+    usb: UsbConfig = UsbConfig()
     escalation: EscalationConfig = EscalationConfig()
     console: ConsoleConfig = ConsoleConfig()
     log: LogConfig = LogConfig()

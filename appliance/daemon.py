@@ -35,6 +35,7 @@ from appliance.reading.process import Described, ReadRequest, ReadSettings
 from appliance.store.errors import StoreError
 from appliance.store.retention import Retention
 from appliance.store.store import Store
+from appliance.sync.carried import take_carried
 from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
 from appliance.sync.originals import MEMORY as ENCODER_MEMORY
@@ -193,7 +194,7 @@ class Daemon:
             self.closed_doors.pop(name, None)
 
     def _tend(self) -> None:
-        """What is looked at now and then: closed doors, the clock, the reserve, once a minute what may go."""
+        """What is looked at now and then: closed doors, the clock, the reserve, the captures."""
         for name in list(self.closed_doors):
             self._open(name)
         if self.worker.alive and not self.described.serving:
@@ -203,17 +204,15 @@ class Daemon:
             self.clock.anchor(time.time(), error)
         if self.store.free() > self.store.reserve.size:
             self.store.reserve.hold()
-        if time.monotonic() - self._tidied >= _TIDY_EVERY:
-            self._tidied = time.monotonic()
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """Once a minute: what nobody has taken note of, what may leave the box."""
         try:
-            self._escalation.tend()
-            self._retention.tend()
+            if take_carried(self.store.folder, self.downlink.received):
+                self.store.note("carried", "receipts", "from a stick")
+            if time.monotonic() - self._tidied >= _TIDY_EVERY:
+                self._tidied = time.monotonic()
+                self._escalation.tend()
+                self._retention.tend()
         except (StoreError, OSError) as error:
-            _log.error("could not tend the captures; it is tried again in a minute", error=str(error))
+            _log.error("could not tend the captures; it is tried again", error=str(error))
 
     def _describe(self) -> None:
         """Ask the reading process what serves in it."""

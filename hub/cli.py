@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hub import config as configuration
 from hub.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from hub.parcels import Taken
 
 app = typer.Typer(
     name="bedside-hub",
@@ -26,6 +29,8 @@ app = typer.Typer(
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The hub's TOML file.", dir_okay=False)]
 _DEFAULT = Path("/etc/bedside/hub.toml")
+_KEYS = Path("/etc/bedside/hub-parcels.key")
+_DEVICES = Path("/etc/bedside/hub-parcels.devices")
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
@@ -97,6 +102,51 @@ def password(
         typer.echo(line(name, secret))
     except UsersError as error:
         _fail(str(error))
+
+
+@app.command()
+def keys(
+    file: Annotated[Path, typer.Argument(help="The key file; made with mode 0600 if it is not there.")] = _KEYS,
+) -> None:
+    """Print the public key that the boxes are given (usb.hub_key), for parcels on sticks."""
+    from appliance.protocol.parcel import ParcelError
+    from hub.parcels import make_keys
+
+    try:
+        typer.echo(make_keys(file).public)
+    except ParcelError as error:
+        _fail(str(error), 1)
+
+
+@app.command("import")
+def import_parcels(
+    folder: Annotated[Path, typer.Argument(help="Folder of the stick.", file_okay=False)],
+    config: ConfigOption = _DEFAULT,
+    key_file: Annotated[Path, typer.Option("--keys", help="The hub's key file.")] = _KEYS,
+    devices: Annotated[Path, typer.Option(help="Lines that `bedside export --key` printed at the boxes.")] = _DEVICES,
+) -> None:
+    """Take in the parcels on a stick and write the receipts back to it; may run beside the hub."""
+    from appliance.protocol.parcel import ParcelError
+    from hub.parcels import known_devices, open_keys, take_parcels
+    from hub.receive import StoreUnavailable
+    from hub.service import ServiceError, make_receiver, open_store
+
+    settings = _load(config)
+    try:
+        database, blobs = open_store(settings)
+        receiver = make_receiver(settings, database, blobs)
+        taken = list(map(_say_taken, take_parcels(folder, open_keys(key_file), known_devices(devices), receiver)))
+    except (ParcelError, ServiceError, StoreUnavailable, OSError) as error:
+        _fail(str(error), 1)
+    if not taken:
+        _fail(f"{folder}: no parcels there", 1)
+    if not all(taken):
+        raise typer.Exit(1)
+
+
+def _say_taken(taken: Taken) -> bool:
+    typer.echo(f"{taken.parcel.name}: {taken.words}", err=taken.receipts is None)
+    return taken.receipts is not None
 
 
 @app.command()

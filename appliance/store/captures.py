@@ -23,7 +23,7 @@ import msgspec
 
 from appliance.records import Capture, CaptureState, Reading, Triage
 from appliance.store.errors import IllegalTransition, StoreError
-from appliance.store.journal import Journal, Row, Transaction
+from appliance.store.journal import Reader, Row, Transaction
 from appliance.store.keys import BoxKey
 
 ATTEMPTS = 3
@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 class Captures:
     """The state machine of captures in a journal."""
 
-    def __init__(self, journal: Journal, key: BoxKey) -> None:
+    def __init__(self, journal: Reader, key: BoxKey) -> None:
         self._journal = journal
         self._key = key
 

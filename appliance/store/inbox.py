@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from appliance.protocol.messages import Command, ReviewMessage
-from appliance.store.journal import Journal, Transaction
+from appliance.store.journal import Reader, Transaction
 from appliance.store.keys import BoxKey
 
 Taken = Literal["new", "duplicate", "conflict"]
@@ -20,7 +20,7 @@ Taken = Literal["new", "duplicate", "conflict"]
 class Inbox:
     """The state machine of incoming reviews and commands."""
 
-    def __init__(self, journal: Journal, key: BoxKey) -> None:
+    def __init__(self, journal: Reader, key: BoxKey) -> None:
         self._journal = journal
         self._key = key
 

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from appliance.store import schema
 from appliance.store.errors import StoreError, StoreFull
@@ -56,15 +57,55 @@ class Transaction:
         return row
 
 
-class Journal:
-    """The SQLite file, its one writer and its readers."""
+class Reader:
+    """The SQLite file for those who only read: a connection for each thread. Also beside the program that writes it."""
 
-    def __init__(self, path: Path, reserve: Reserve | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._reserve = reserve
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
+
+    def all(self, sql: str, *values: Any) -> list[Row]:
+        """The rows of a query over what is committed."""
+        return self._reader().execute(sql, values).fetchall()
+
+    def one(self, sql: str, *values: Any) -> Row | None:
+        """The first row of a query over what is committed, or ``None``."""
+        row: Row | None = self._reader().execute(sql, values).fetchone()
+        return row
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A reader that sees one state of the journal throughout."""
+        connection = self._reader()
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._readers:
+            connection.close()
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _connect_to_read(self.path)
+            self._local.connection = connection
+            with self._lock:
+                self._readers.append(connection)
+        return connection
+
+
+class Journal(Reader):
+    """The SQLite file with its one writer."""
+
+    def __init__(self, path: Path, reserve: Reserve | None = None) -> None:
+        super().__init__(path)
+        self._reserve = reserve
         self._closed = False
         self.groups = 0
         self.writes = 0
@@ -92,25 +133,6 @@ class Journal:
             self._queue.put((function, future))
         return future
 
-    def all(self, sql: str, *values: Any) -> list[Row]:
-        """The rows of a query over what is committed."""
-        return self._reader().execute(sql, values).fetchall()
-
-    def one(self, sql: str, *values: Any) -> Row | None:
-        """The first row of a query over what is committed, or ``None``."""
-        row: Row | None = self._reader().execute(sql, values).fetchone()
-        return row
-
-    @contextmanager
-    def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A reader that sees one state of the journal throughout."""
-        connection = self._reader()
-        connection.execute("BEGIN")
-        try:
-            yield connection
-        finally:
-            connection.execute("ROLLBACK")
-
     def close(self) -> None:
         """Commit what was submitted, then close."""
         with self._lock:
@@ -119,19 +141,8 @@ class Journal:
             self._closed = True
             self._queue.put(None)
         self._thread.join()
-        for connection in self._readers:
-            connection.close()
+        super().close()
         self._connection.close()
-
-    def _reader(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = _connect(self.path)
-            connection.execute("PRAGMA query_only=ON")
-            self._local.connection = connection
-            with self._lock:
-                self._readers.append(connection)
-        return connection
 
     def _serve(self) -> None:
         while True:
@@ -211,6 +222,17 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA wal_autocheckpoint=2000")
+    return connection
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("SELECT 1 FROM meta LIMIT 1")
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}; it is made by the daemon's first start: bedside run") from error
     return connection
 
 

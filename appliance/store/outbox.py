@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from appliance.records import Triage
 from appliance.store.errors import IllegalTransition, StoreError
-from appliance.store.journal import Journal, Row, Transaction
+from appliance.store.journal import Reader, Row, Transaction
 from appliance.store.keys import BoxKey
 
 Outcome = Literal["delivered", "conflict", "refused"]
@@ -66,7 +66,7 @@ class Item(NamedTuple):
 class Outbox:
     """The state machine of outgoing messages."""
 
-    def __init__(self, journal: Journal, key: BoxKey) -> None:
+    def __init__(self, journal: Reader, key: BoxKey) -> None:
         self._journal = journal
         self._key = key
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from appliance.protocol.chunks import Kind, transfer_id
 from appliance.store.errors import IllegalTransition, StoreError
-from appliance.store.journal import Journal, Row, Transaction
+from appliance.store.journal import Reader, Row, Transaction
 from appliance.store.outbox import Outcome
 
 
@@ -51,7 +51,7 @@ class Due(NamedTuple):
 class Transfers:
     """The state machine of transfers."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Reader) -> None:
         self._journal = journal
 
     def put(

@@ -1,0 +1,139 @@
+"""The commands ``bedside models …``: list, verify, evaluate and build the bundles."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from appliance.terminal import (
+    CacheOption,
+    ConfigOption,
+    EngineOption,
+    JsonOption,
+    ModelsOption,
+    engine_error,
+    flat,
+    folders,
+    listed,
+    print_all,
+    print_json,
+    told,
+)
+
+models_app = typer.Typer(help="The model bundles: list, verify, evaluate, build.", no_args_is_help=True)
+
+
+@models_app.command("list")
+def models_list(
+    json: JsonOption = False, models: ModelsOption = None, cache: CacheOption = None, config: ConfigOption = None
+) -> None:
+    """The bundles, what they read and whether they can serve."""
+    from appliance.inference.commands import list_bundles
+
+    print_all(list_bundles(*folders(config, models, cache)), json=json)
+
+
+@models_app.command("verify")
+def models_verify(
+    engine: EngineOption = "auto",
+    report: Annotated[Path | None, typer.Option(help="Write the full report here as JSON.")] = None,
+    json: JsonOption = False,
+    models: ModelsOption = None,
+    cache: CacheOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Replay every bundle's golden inputs on this box's engine."""
+    from appliance.inference.commands import verify
+
+    with told(OSError, engine_error()):
+        outcome = verify(*folders(config, models, cache), engine, report)
+    print_all(outcome, json=json)
+    if not all(getattr(one, "ok", True) for one in listed(outcome)):
+        raise typer.Exit(1)
+
+
+@models_app.command("evaluate")
+def models_evaluate(
+    bundle: Annotated[str, typer.Argument(help="A bundle's id, or its folder.")],
+    labels: Annotated[Path, typer.Argument(help="CSV with the columns file,label[,patient,source,...].")],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder the files are relative to; the CSV's own by default.")
+    ] = None,
+    positive: Annotated[str, typer.Option(help="Labels that mean positive, separated by commas.")] = "",
+    finding: Annotated[str | None, typer.Option(help="Which finding the labels are of.")] = None,
+    sensitivity: Annotated[float, typer.Option(min=0, max=1, help="Suggest a threshold for it.")] = 0.90,
+    age: Annotated[float | None, typer.Option(min=0, max=150, help="The patients' age in years.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write ROC and calibration plots (PNG) here.")] = None,
+    engine: EngineOption = "auto",
+    json: JsonOption = False,
+    models: ModelsOption = None,
+    cache: CacheOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Validate a bundle on a clinic's own labelled files, as every guideline asks before use."""
+    from appliance.inference.bundle import BundleError
+    from appliance.reading.evaluate import run_evaluate
+    from appliance.reading.labels import LabelsError
+
+    directory, derived = folders(config, models, cache)
+    with told(OSError, BundleError, LabelsError, engine_error()):
+        evaluation = run_evaluate(
+            Path(bundle) if Path(bundle).is_dir() else directory / bundle,
+            labels,
+            cache=derived,
+            root=root,
+            engine=engine,
+            finding=finding,
+            positive=[one.strip() for one in positive.split(",") if one.strip()],
+            sensitivity=sensitivity,
+            age=age,
+            plots=plots,
+            on_progress=None if json else _show_progress,
+        )
+    if json:
+        print_json(evaluation)
+    else:
+        _print_evaluation(evaluation)
+
+
+@models_app.command("build")
+def models_build(
+    engine: EngineOption = "auto", models: ModelsOption = None, cache: CacheOption = None, config: ConfigOption = None
+) -> None:
+    """Build what this box's engine needs (TensorRT plans, derived models), showing progress."""
+    from appliance.inference.commands import build
+
+    with told(OSError, engine_error()):
+        print_all(build(*folders(config, models, cache), engine), json=False)
+
+
+def _print_evaluation(evaluation: Any) -> None:
+    def interval(one: Any) -> str:
+        return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+    typer.echo(
+        f"{evaluation.bundle} {evaluation.version} on {evaluation.engine} ({evaluation.provider}): "
+        f"{evaluation.read} of {evaluation.files} files read, median {evaluation.milliseconds_median:.0f} ms"
+    )
+    for one in evaluation.findings:
+        point = one.operating_point
+        typer.echo(f"\n{one.finding}: {one.positives} positive, {one.negatives} negative, {one.patients} patients")
+        typer.echo(f"  AUROC {interval(one.auroc)}  calibration error {one.calibration_error:.3f}")
+        typer.echo(f"  at the operating point: {flat(point)}")
+        if one.suggested is not None:
+            typer.echo(f"  for a sensitivity of {one.wanted_sensitivity:.2f}: {flat(one.suggested)}")
+        for source in one.by_source:
+            typer.echo(f"  {flat(source)}")
+        for note in one.notes:
+            typer.echo(f"  note: {note}")
+    for refused in evaluation.refused:
+        typer.echo(f"not read: {flat(refused)}")
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    sys.stderr.write(f"\r{done} of {total} files read{end}")
+    sys.stderr.flush()

@@ -1,0 +1,104 @@
+"""What the commands of ``bedside`` share: options in, lines out.
+
+What this module keeps true: an error of a named kind becomes one line on standard error and status 1, never a trace; JSON is
+one object a line; without ``--config`` the system's configuration is used when it is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from appliance.config import Config, ConfigError
+from appliance.config import load as load_config
+
+DEFAULT_CONFIG = Path("/etc/bedside/bedside.toml")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help=f"Configuration file; {DEFAULT_CONFIG} when it is there.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+ModelsOption = Annotated[Path | None, typer.Option("--models", help="Folder of model bundles.")]
+CacheOption = Annotated[Path | None, typer.Option("--cache", help="Folder for what is derived from them.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="auto, cpu, cuda, tensorrt-ort or tensorrt.")]
+
+
+def configured(path: Path | None) -> Config:
+    """The configuration as said, else the one of the system, else every default."""
+    chosen = path or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    if chosen is None:
+        return Config()
+    with told(ConfigError):
+        return load_config(chosen)
+    raise AssertionError
+
+
+def folders(config: Path | None, models: Path | None, cache: Path | None) -> tuple[Path, Path]:
+    """Bundles and cache: as said, else as configured; without a configuration the cache is the user's own."""
+    settings = configured(config)
+    is_said = config is not None or DEFAULT_CONFIG.exists()
+    derived = settings.models_cache if is_said else Path.home() / ".cache" / "bedside"
+    return models or settings.models_directory, cache or derived
+
+
+def engine_error() -> type[Exception]:
+    """The error of engines, imported where it is needed."""
+    from appliance.inference.engine import EngineError
+
+    return EngineError
+
+
+@contextmanager
+def told(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds become one line and exit status 1."""
+    try:
+        yield
+    except kinds as error:
+        typer.echo(f"bedside: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def complain(problem: str) -> None:
+    """Say a problem on standard error."""
+    typer.echo(f"bedside: {problem}", err=True)
+
+
+def flat(one: Any) -> str:
+    """A record on one line, for people."""
+    parts = []
+    for name, value in msgspec.to_builtins(one).items():
+        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+            parts.append(f"{name} {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+        elif isinstance(value, float):
+            parts.append(f"{name} {value:.3f}")
+        elif value not in ("", None, [], {}):
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
+
+
+def print_json(value: Any) -> None:
+    """One object on one line."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def listed(outcome: Any) -> list[Any]:
+    """One or many as many."""
+    return list(outcome) if isinstance(outcome, (list, tuple)) else [outcome]
+
+
+def print_all(outcome: Any, *, json: bool) -> None:
+    """Records for people or as JSON lines."""
+    for one in listed(outcome):
+        if json:
+            print_json(one)
+        else:
+            fields = msgspec.to_builtins(one)
+            shown = [f"{key} {value}" for key, value in fields.items() if value not in ("", [], {}, None)]
+            typer.echo("  ".join(shown))
