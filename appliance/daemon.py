@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from appliance import __version__
+from appliance.capture import footprint
 from appliance.capture.dicom import DicomDoor
 from appliance.capture.folder import FolderDoor
 from appliance.capture.intake import Intake
@@ -134,6 +135,7 @@ class Daemon:
             self.link.start()
         for name in self.doors:
             self._open(name)
+        footprint.give_back()
         self._watchdog.start()
         self._notifier.ready(f"serving as {self.address.key}")
         _log.info("serving", device=self.address.key, version=__version__, doors=sorted(self.doors))

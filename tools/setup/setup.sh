@@ -41,7 +41,7 @@ if [ ! -e "$stamp" ] || { [ "$(sed -n 1p "$stamp")" != "$wanted" ] && { [ "$what
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
   fi
   export UV_NATIVE_TLS=1
-  .venv/bin/uv pip sync --quiet --python .venv --require-hashes "$lock"
+  .venv/bin/uv pip sync --quiet --compile-bytecode --python .venv --require-hashes "$lock"
   .venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
   printf '%s\n%s\n' "$wanted" "$what" > "$stamp"
 fi
