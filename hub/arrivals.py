@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -78,3 +79,8 @@ class Named(msgspec.Struct, frozen=True):
     """Just the id of a message that otherwise breaks the schema, so that its sender can be told."""
 
     id: str = ""
+
+
+def rfc3339(ms: int) -> str:
+    """Milliseconds since 1970 as RFC 3339 in UTC, to the second."""
+    return datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -7,7 +7,6 @@ interface and what the pages show. Times leave as RFC 3339 in UTC.
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime, timezone
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +15,7 @@ from sqlalchemy import Connection, Row, func, select
 from appliance.protocol.messages import MessageError, Result, ReviewMessage, Status, decode
 from appliance.records import Triage
 from hub import outbox, tables
+from hub.arrivals import rfc3339
 
 _capture, _result, _transfer = tables.capture.c, tables.result.c, tables.transfer.c
 TRIAGES = tuple(Triage)
@@ -117,11 +117,6 @@ class DeviceSummary(_Answer, frozen=True, kw_only=True):
     unsent: int
     rejected: int
     conflicts: int
-
-
-def rfc3339(ms: int) -> str:
-    """Milliseconds since 1970 as RFC 3339 in UTC, to the second."""
-    return datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def worklist(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 
 import structlog
 from sqlalchemy import exc, select, update
 
 from appliance.protocol.messages import Command, make_id
 from hub import audit, outbox, tables
+from hub.arrivals import rfc3339
 from hub.config import EscalationConfig, OutboxConfig
 from hub.database import Database
 from hub.receive import Published, StoreUnavailable
@@ -84,12 +84,11 @@ class Downlink:
         return raised
 
     def _raise(self, capture: str, device: str, revision: int, step: int, now_ms: int) -> int:
-        issued = datetime.fromtimestamp(now_ms / 1000, timezone.utc).isoformat(timespec="seconds")
         command = Command(
             id=make_id("command", "escalate", capture, str(revision), str(step + 1)),
             kind="escalate",
             capture_id=capture,
-            issued_at=issued.replace("+00:00", "Z"),
+            issued_at=rfc3339(now_ms),
         )
         change = update(tables.capture).where(
             _capture.id == capture, _capture.escalation == step, _capture.acknowledged_ms.is_(None)

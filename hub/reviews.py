@@ -17,7 +17,8 @@ from appliance.protocol import messages
 from appliance.protocol.messages import Command, Result, ReviewMessage, decode, make_id
 from appliance.records import Triage
 from hub import audit, outbox, tables
-from hub.cases import CaseNotFound, rfc3339
+from hub.arrivals import rfc3339
+from hub.cases import CaseNotFound
 from hub.database import Database
 
 _capture = tables.capture.c

@@ -20,10 +20,11 @@ import structlog
 from sqlalchemy import Connection, Row, bindparam, select, update
 
 from appliance.protocol.chunks import Chunk, merge, missing
+from appliance.protocol.messages import Command, make_id
 from appliance.protocol.originals import ENCODING
 from appliance.records import capture_id
-from hub import tables
-from hub.arrivals import ChunkArrival, Reply
+from hub import outbox, tables
+from hub.arrivals import ChunkArrival, Reply, rfc3339
 from hub.blobs import BlobStore
 from hub.database import Database
 from hub.restore import RestoreError, restore
@@ -190,10 +191,17 @@ class TransferStore:
         if original:
             self._blobs.drop(row.sha256)
 
+    def _ask_again(self, connection: Connection, row: Row[Any], now_ms: int) -> None:
+        """The box has closed what was confirmed: only a command makes it send that again."""
+        key = make_id("command", "resend", row.id, str(row.changed_ms))
+        command = Command(id=key, kind="resend", capture_id=row.capture_id, issued_at=rfc3339(now_ms))
+        outbox.add(connection, self._database, row.device, command, now_ms)
+
     def repair(self, now_ms: int) -> dict[str, int]:
         """Mend what a crash or a restored backup left behind; how many of each. For the start of the hub."""
         counts = {"verified": 0, "restarted": 0, "discarded": 0, "missing": 0}
-        columns = (_transfer.id, _transfer.state, _transfer.sha256, _transfer.original)
+        columns: list[Any] = [_transfer.id, _transfer.state, _transfer.sha256, _transfer.original]
+        columns += [_transfer.device, _transfer.capture_id, _transfer.changed_ms]
         with self._database.read() as connection:
             rows = connection.execute(select(*columns)).all()
         for row in rows:
@@ -203,6 +211,7 @@ class TransferStore:
             elif row.state == "stored" and not self._blobs.path(row.original or row.sha256).exists():
                 with self._database.write() as connection:
                     _set(connection, row.id, was="stored", state="open", ranges="[]", durable=0, changed_ms=now_ms)
+                    self._ask_again(connection, row, now_ms)
                 counts["missing"] += 1
             elif row.original:
                 self._blobs.drop(row.sha256)

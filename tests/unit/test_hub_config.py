@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from hub import config as configuration
@@ -107,3 +110,10 @@ def test_the_hubs_database_survives_the_loss_of_power():
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         database.close()
+
+
+def test_every_field_and_command_of_the_hub_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
+    fields = [f"`{section}.{name}` | {title} |" for section, name, title, _, _ in configuration.fields()]
+    commands = [f"`bedside-hub {name}" for name in typer.main.get_group(app).commands]
+    assert [line for line in [*fields, *commands] if line not in text] == []

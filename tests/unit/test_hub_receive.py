@@ -9,13 +9,14 @@ import os
 import pytest
 from sqlalchemy import func, select
 
-from appliance.protocol.messages import Receipt, ReceiptItem, Status, decode, encode, make_id, sha256
+from appliance.protocol.messages import Command, Receipt, ReceiptItem, Status, decode, encode, make_id, sha256
 from appliance.records import Triage
 from hub import tables
 from hub.arrivals import Incoming
 from hub.blobs import BlobStore
 from hub.database import Database
 from hub.receive import Receiver, StoreUnavailable
+from hub.transfers import TransferStore
 from tests.wire import BOX, OTHER_BOX, answers, incoming, incoming_chunk, pieces, result
 
 
@@ -282,3 +283,30 @@ def test_only_the_right_boxs_receipt_with_the_right_hash_closes_a_row(
     receipt = Receipt(items=[ReceiptItem(id=key, sha256=digest, status=status)])
     receiver.handle([incoming(receipt, device, "receipt")])
     assert count(database, tables.outbox, tables.outbox.c.closed_ms.is_not(None)) == int(closed)
+
+
+def test_a_blob_that_was_lost_after_its_receipt_is_asked_of_the_box_again(receiver, database, blobs):
+    receiver.handle([incoming(result())])
+    data = os.urandom(30_000)
+    chunks = [incoming_chunk(c) for c in pieces(data, capture=result().capture.id)]
+    receiver.handle(chunks)
+    blobs.path(hashlib.sha256(data).hexdigest()).unlink()
+    transfers = TransferStore(database, blobs, refuse_below=0)
+    assert transfers.repair(receiver.now_ms())["missing"] == 1
+    with database.read() as connection:
+        command = decode(connection.execute(select(tables.outbox.c.payload)).scalar_one(), Command)
+    assert (command.kind, command.capture_id) == ("resend", result().capture.id)
+    assert transfers.repair(receiver.now_ms())["missing"] == 0
+    receiver.handle(chunks)
+    assert blobs.path(hashlib.sha256(data).hexdigest()).read_bytes() == data
+
+
+def test_a_transfer_that_was_whole_when_the_hub_died_is_verified_at_the_next_start(
+    receiver, database, blobs, monkeypatch
+):
+    data = os.urandom(30_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(TransferStore, "finish", lambda *_: ("partial", 0, ""))
+        receiver.handle([incoming_chunk(c) for c in pieces(data)])
+    assert TransferStore(database, blobs, refuse_below=0).repair(receiver.now_ms())["verified"] == 1
+    assert blobs.path(hashlib.sha256(data).hexdigest()).read_bytes() == data
