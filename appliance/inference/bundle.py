@@ -98,6 +98,7 @@ class Score(_Table, frozen=True, kw_only=True):
 class OperatingPoint(_Table, frozen=True, kw_only=True):
     """A threshold on the calibrated probability, and what it was chosen for, measured on patients not trained on.
 
+    ``sensitivity`` and ``specificity`` of 0 both mean that nothing was measured; people are then shown no figure.
     ``age_years`` limits it to an age band [from, to); the first operating point that matches is used.
     """
 
@@ -123,7 +124,7 @@ class FindingSpec(_Table, frozen=True, kw_only=True):
 
     The calibrated probability is ``sigmoid((sum of scores + bias) / temperature)``. ``aggregate`` is how many windows or
     frames of a capture become one logit, before calibration. ``map`` names the graph output holding its activation map
-    as ``[output name, channel]``.
+    as ``[output name, channel]``. Outside ``age_years`` [from, to) the finding is not answered, while others are.
     """
 
     id: str
@@ -135,6 +136,7 @@ class FindingSpec(_Table, frozen=True, kw_only=True):
     temperature: Annotated[float, Meta(gt=0.0)] = 1.0
     aggregate: Literal["none", "mean-logit", "max-logit"] = "none"
     map: tuple[str, int] | None = None
+    age_years: tuple[float, float] = (0.0, 150.0)
     triage_positive: Triage = Triage.URGENT
     critical_probability: Probability | None = None
     experimental: bool = False
@@ -291,5 +293,12 @@ def _consistent(path: Path, description: Description) -> None:
     for finding in description.findings:
         if not finding.wording or not finding.operating_points or not finding.scores:
             raise BundleError(f"{path}: finding {finding.id!r} needs wording, scores and operating_points")
+        if finding.map is not None and finding.map[0] not in {
+            out.name for one in description.graphs for out in one.outputs
+        }:
+            raise BundleError(
+                f"{path}: the map of finding {finding.id!r} names output {finding.map[0]!r}, which no graph offers; "
+                "name an output that holds maps, or leave map out"
+            )
     if description.gate.scores and description.gate.code not in description.refusals:
         raise BundleError(f"{path}: gate.code {description.gate.code!r} has no words under [refusals]")

@@ -51,9 +51,10 @@ class Overlay(NamedTuple):
 
 
 def answers(bundle: Bundle, outputs: Outputs, age_years: float | None) -> list[Answer]:
-    """Every finding of the bundle, in its order."""
+    """Every finding of the bundle that is answered at this age, in its order."""
     age = ASSUMED_AGE if age_years is None else age_years
-    return [_answer(spec, outputs, age) for spec in bundle.description.findings]
+    specs = [spec for spec in bundle.description.findings if spec.age_years[0] <= age < spec.age_years[1]]
+    return [_answer(spec, outputs, age) for spec in specs]
 
 
 def gate_probability(description: Description, outputs: Outputs) -> float | None:
@@ -136,6 +137,7 @@ def _answer(spec: FindingSpec, outputs: Outputs, age: float) -> Answer:
     wording = for_age(spec.wording, age)
     band = point.uncertain
     uncertain = band is not None and band[0] <= probability <= band[1]
+    measured = point.sensitivity > 0.0 or point.specificity > 0.0
     finding = Finding(
         id=spec.id,
         label=wording.label,
@@ -143,8 +145,8 @@ def _answer(spec: FindingSpec, outputs: Outputs, age: float) -> Answer:
         probability=probability,
         positive=probability >= point.threshold,
         threshold=point.threshold,
-        sensitivity=point.sensitivity,
-        specificity=point.specificity,
+        sensitivity=point.sensitivity if measured else None,
+        specificity=point.specificity if measured else None,
         experimental=spec.experimental,
         confidence=_confidence(probability, point, uncertain=uncertain),
     )

@@ -177,6 +177,8 @@ class Reader:
         if gate is not None and not gate >= description.gate.threshold:
             return _not_read(looked, quality.words_for(description.gate.code, description.refusals), engine)
         found = findings.answers(served.bundle, outputs, looked.age_years)
+        if not found:
+            return _not_read(looked, quality.words_for("age-outside", description.refusals), engine)
         if not all(math.isfinite(one.finding.probability) for one in found):
             return _not_read(looked, _NO_NUMBER, engine)
         overlay = findings.overlay(found, outputs)
@@ -252,8 +254,11 @@ def _worded(refusal: Refusal | None, refusals: Mapping[str, Any]) -> Refusal | N
 
 
 def _age_matters(bundle: Bundle) -> bool:
-    """Whether any finding has more than one operating point or wording by age."""
-    return any(len(spec.operating_points) > 1 or len(spec.wording) > 1 for spec in bundle.description.findings)
+    """Whether any finding has more than one operating point or wording by age, or is not answered at every age."""
+    return any(
+        len(spec.operating_points) > 1 or len(spec.wording) > 1 or spec.age_years != (0.0, 150.0)
+        for spec in bundle.description.findings
+    )
 
 
 def _box(capture: Picture | Sound | None, prepared: Prepared) -> tuple[float, float, float, float]:

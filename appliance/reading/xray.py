@@ -26,7 +26,7 @@ def prepare(picture: Picture, description: Description) -> Prepared:
     """The input tensor of every graph of the bundle, float32 ``[1, 1, size, size]`` in 0…1, and the quality indices.
 
     ``parameters``: ``size`` (pixels), ``low`` and ``high`` (percentiles of the stretch), ``mean`` (what gamma brings the
-    centre's mean to).
+    centre's mean to; 0: no gamma).
     """
     base = tensor320(picture)
     parameters = description.preprocess.parameters
@@ -110,12 +110,15 @@ def displayed(picture: Picture, values: Grey) -> Grey:
 
 
 def normalise(base: Grey, size: int = 224, percentiles: tuple[float, float] = (1.0, 99.0), mean: float = 0.5) -> Grey:
-    """Stretch between percentiles, bring the centre's mean to ``mean`` by a gamma, shrink: float32 ``[size, size]``."""
+    """Stretch between percentiles, bring the centre's mean to ``mean`` by a gamma, shrink: float32 ``[size, size]``.
+
+    A ``mean`` of 0 leaves the gamma out, for networks that were trained without it.
+    """
     low, high = np.percentile(base[::2, ::2], percentiles)
     stretched = np.clip((base - np.float32(low)) * np.float32(1.0 / max(high - low, 1e-3)), 0.0, 1.0)
     edge_rows, edge_columns = base.shape[0] // 8, base.shape[1] // 8
     centre = stretched[edge_rows : base.shape[0] - edge_rows : 3, edge_columns : base.shape[1] - edge_columns : 3]
-    bent = cv2.pow(stretched, _gamma(centre, mean))
+    bent = cv2.pow(stretched, _gamma(centre, mean)) if mean > 0 else stretched
     if bent.shape != (size, size):
         bent = cv2.resize(bent, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(bent, dtype=np.float32)

@@ -273,3 +273,19 @@ def test_accepting_nothing_in_particular_accepts_all():
 def test_metrics_and_findings_agree_on_what_positive_means():
     (finding,) = read(chest((logit(0.6), 0, 5))).findings
     assert metrics.rates_at([1], [finding.probability], finding.probability).sensitivity == 1
+
+
+def test_a_finding_is_answered_only_at_its_ages_and_a_bundle_with_none_left_does_not_answer():
+    second = msgspec.structs.replace(PNEUMONIA, id="second", age_years=(15.0, 150.0))
+    both = chest((logit(0.9), 0, 5), findings=[PNEUMONIA, second])
+    assert [one.id for one in read(both, age_years=40).findings] == ["pneumonia", "second"]
+    assert [one.id for one in read(both, age_years=14.9).findings] == ["pneumonia"]
+    alone = read(chest((logit(0.9), 0, 5), findings=[second]), age_years=9)
+    assert (alone.status, alone.refusal.code, alone.findings) == ("not_read", "age-outside", ())
+
+
+def test_an_operating_point_that_nobody_measured_shows_no_figure():
+    point = OperatingPoint(threshold=0.6, sensitivity=0.0, specificity=0.0, chosen_for="not measured")
+    spec = msgspec.structs.replace(PNEUMONIA, operating_points=[point])
+    (finding,) = read(chest((logit(0.9), 0, 5), findings=[spec])).findings
+    assert (finding.positive, finding.sensitivity, finding.specificity) == (True, None, None)
