@@ -86,7 +86,7 @@ class Daemon:
         self.uplink = Uplink(self.store, config.link, time.monotonic, lambda: self.clock.now().wall[:10])
         self.downlink = Downlink(self.store, self.uplink, self.clock, self._reply, self._arrived)
         self.link = (
-            Link(config.link, self.address, self.uplink, self.downlink.received, self.status)
+            Link(config.link, self.address, self.uplink, self.downlink.received, self.status, self.clock.now)
             if config.link.enabled
             else None
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import ssl
 import threading
 import time
 from collections import Counter
@@ -24,6 +23,8 @@ import structlog
 from appliance.config import LinkConfig
 from appliance.protocol.messages import Status, encode
 from appliance.protocol.topics import Address, TopicError, parse
+from appliance.records import Moment
+from appliance.sync.certificates import tls_context
 from appliance.sync.uplink import Uplink
 
 if TYPE_CHECKING:
@@ -37,13 +38,14 @@ SESSION_EXPIRY = 30 * 24 * 3600
 WILL_DELAY = 15
 STATUS_EVERY = 60.0
 _LIVED = 5.0
+_NO_TIME = Moment(boot_id="", monotonic_ns=0, wall="1970-01-01T00:00:00.000Z")
 
 
 class Link:
     """Keeps the connection, feeds the uplink, hands what comes down to ``received``.
 
     ``received(leaf, payload)`` must return only when what it got is durable; an exception leaves the message with the
-    broker, which delivers it again. ``status`` gives the present status message.
+    broker, which delivers it again. ``status`` gives the present status message, ``now`` the box's time.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Link:
         uplink: Uplink,
         received: Callable[[str, bytes], None],
         status: Callable[[bool], Status],
+        now: Callable[[], Moment] = lambda: _NO_TIME,
     ) -> None:
         self._config = config
+        self._now = now
         self._address = address
         self._uplink = uplink
         self._received = received
@@ -211,11 +215,7 @@ class Link:
             password = Path(config.password_file).read_text().strip() if config.password_file else None
             client.username_pw_set(config.username, password)
         if config.tls:
-            context = ssl.create_default_context(cafile=config.ca_file)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if config.certificate_file:
-                context.load_cert_chain(config.certificate_file, config.key_file)
-            client.tls_set_context(context)
+            client.tls_set_context(tls_context(config, self._now))
         will = Properties(PacketTypes.WILLMESSAGE)
         will.WillDelayInterval = WILL_DELAY
         client.will_set(self._address.up("status"), encode(self._status(False)), qos=1, retain=True, properties=will)
