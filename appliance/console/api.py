@@ -117,12 +117,16 @@ def overlay(site: Site, request: Request) -> Response:
 def original(site: Site, request: Request) -> Response:
     """The file as it came."""
     whole = site.whole(request.path_params["id"])
+    if whole.entry.removed:
+        return _removed(site, request)
     return serve.original(request, site.context.store.vault, whole.entry.capture)
 
 
 def sound(site: Site, request: Request) -> Response:
     """The recording as a browser plays it."""
     whole = site.whole(request.path_params["id"])
+    if whole.entry.removed:
+        return _removed(site, request)
     wav = site.player.wav(whole.line.id)
     if wav is None:
         what = N_("There is no sound of this capture.")
@@ -274,6 +278,11 @@ def _form() -> dict[str, Any]:
     names = ("modality", "age", "sex", "patient_id", "patient_name", "position")
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     return {"type": "object", "required": ["file"], "properties": {"file": file, **dict.fromkeys(names, text)}}
+
+
+def _removed(site: Site, request: Request) -> Response:
+    what = N_("The files of this capture have left this box. The reading and the reviews are still here.")
+    return site.problem(request, 410, what, N_("The hub has the original: ask the radiologist's service for it."))
 
 
 def _no_picture(site: Site, request: Request) -> Response:

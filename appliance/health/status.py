@@ -47,7 +47,7 @@ def state_of(config: Config) -> State:
             readings=pairs("SELECT triage, count(*) FROM reading GROUP BY triage"),
             read=pairs("SELECT status, count(*) FROM reading GROUP BY status"),
             waiting_messages=number("SELECT count(*) FROM outbox WHERE state = 'waiting'"),
-            waiting_transfers=number(f"SELECT count(*) {waiting}"),
+            waiting_transfers=number(f"SELECT count(*) {waiting}") + number("SELECT count(*) FROM original"),
             waiting_bytes=number(f"SELECT coalesce(sum(size - confirmed), 0) {waiting}")
             + number("SELECT coalesce(sum(size), 0) FROM outbox WHERE state = 'waiting'"),
             reviewed=number("SELECT count(DISTINCT capture_id) FROM inbox WHERE leaf = 'review'"),
