@@ -18,6 +18,7 @@ from typing import Any
 
 from appliance.config import Config, LinkConfig
 from appliance.health.check import Check, unsure, well, wrong
+from appliance.health.clock import kernel_synchronised
 
 _SECONDS = 10.0
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - addresses to listen on, and where to ask
@@ -49,6 +50,9 @@ def check_broker(config: Config) -> Check:
         with socket.create_connection((link.host, link.port), timeout=_SECONDS) as connection:
             if link.tls:
                 found = _shake_hands(link, connection)
+                if found is not None and found[1] == _LOOK_AT_THE_CLOCK and kernel_synchronised() is None:
+                    doubt = "says a clock that no time service keeps; the link itself judges by the best time it knows"
+                    return unsure(name, f"{where}: {found[0]}, {doubt}", found[1])
                 if found is not None:
                     return wrong(name, f"{where}: {found[0]}", found[1])
     except OSError as error:

@@ -41,7 +41,7 @@ class Box:
         self.clock = Clock()
         self.store = Store(StorageConfig(state=str(folder), refuse_below=64, reserve=4), self.clock.now)
         self.uplink = _Noted(self.store, config, time.monotonic, lambda: "2026-01-01")
-        self.link = Link(config, ADDRESS, self.uplink, self._received, lambda online: Status(online=online))
+        self.link = Link(config, ADDRESS, self.uplink, self._received, _status, self.clock.now)
         self.downlink = Downlink(self.store, self.uplink, self.clock, self.link.reply)
         self.closed = self.uplink.closed
         self.confirmed = self.uplink.confirmed
@@ -103,6 +103,10 @@ class Box:
         """Stop the link, close the store."""
         self.link.stop()
         self.store.close()
+
+
+def _status(online: bool) -> Status:
+    return Status(online=online)
 
 
 class _Noted(Uplink):
