@@ -48,6 +48,7 @@ _log = structlog.get_logger(__name__)
 
 _TIME_UNCERTAINTY = 5.0
 _PATIENCE = 120.0
+_DESCRIBE_EVERY = 60.0
 _TIDY_EVERY = 60.0
 _MB = 1 << 20
 
@@ -102,6 +103,7 @@ class Daemon:
             self.doors["folder"] = FolderDoor(config.folder, self.intake)
         self.closed_doors: dict[str, str] = {}
         self.described = Described(serving=(), problems=())
+        self._described_at = 0.0
         if config.console.enabled:
             self.doors["console"] = ConsoleServer(config.console, bedside_view(self))
         self._notifier = notify.from_environment()
@@ -199,7 +201,7 @@ class Daemon:
         """What is looked at now and then: closed doors, the clock, the reserve, the captures."""
         for name in list(self.closed_doors):
             self._open(name)
-        if self.worker.alive and not self.described.serving:
+        if self.worker.alive and time.monotonic() - self._described_at > _DESCRIBE_EVERY:
             self._describe()
         error = kernel_synchronised()
         if error is not None and error < _TIME_UNCERTAINTY:
@@ -217,7 +219,8 @@ class Daemon:
             _log.error("could not tend the captures; it is tried again", error=str(error))
 
     def _describe(self) -> None:
-        """Ask the reading process what serves in it."""
+        """Ask the reading process what serves in it; it takes up what is new."""
+        self._described_at = time.monotonic()
         request = msgspec.msgpack.encode(ReadRequest(describe=True))
         result = self.worker.submit(request, 0, self.config.models.time_limit)  # asked as soon as it is ready
 

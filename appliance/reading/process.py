@@ -93,6 +93,7 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> C
     def answer(request: bytes) -> bytes:
         asked = requests.decode(request)
         if asked.describe:
+            catalogue.refresh()  # a plan that is finished, a bundle that was installed
             return encoder.encode(_described(catalogue))
         kept = last.pop() if last else None
         same = kept is not None and asked.preview and kept.known.capture_id == asked.known.capture_id
