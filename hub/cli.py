@@ -170,3 +170,7 @@ def version() -> None:
 def main() -> None:
     """Entry point."""
     sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -69,6 +69,7 @@ class Link:
         self._up = threading.Event()
         self._client: Client | None = None
         self._tokens: dict[int, int] = {}
+        self._headers: dict[str, Any] = {}
         self._acknowledged: SimpleQueue[int] = SimpleQueue()
         self._arrived: SimpleQueue[tuple[Client, MQTTMessage] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="link", daemon=True)
@@ -113,10 +114,14 @@ class Link:
         client = self._client
         if client is None or self._down.is_set():
             return False
-        header = Properties(PacketTypes.PUBLISH)
-        header.ContentType = content_type
-        if properties:
-            header.UserProperty = list(properties)
+        header = None if properties else self._headers.get(content_type)
+        if header is None:
+            header = Properties(PacketTypes.PUBLISH)
+            header.ContentType = content_type
+            if properties:
+                header.UserProperty = list(properties)
+            else:
+                self._headers[content_type] = header
         topic = self._address.up(leaf)  # type: ignore[arg-type]  # checked by the topic itself
         info = client.publish(topic, payload, qos=1, properties=header)
         if info.rc != 0:

@@ -180,7 +180,7 @@ class Uplink:
             for item, _ in final:
                 self._sending.pop(item.id, None)
                 self._offsets.pop(item.id, None)
-            self._changed = True
+            self._changed = self._changed or any(item.id.startswith("blob:") for item, _ in final)
         return delivered
 
     def _partial(self, item: ReceiptItem) -> None:
@@ -192,7 +192,7 @@ class Uplink:
             sending.cursor = max(sending.cursor, sending.confirmed)
 
     def _send_next(self, now: float) -> bool:
-        if self._changed or not self._ready:
+        if self._changed or (not self._ready and len(self._awaiting) <= AWAITING * 3 // 4):
             self._reload()
         message = next((item for item in self._ready if self._may(item.critical)), None)
         sending = self._next_transfer(now)
@@ -204,10 +204,10 @@ class Uplink:
     def _reload(self) -> None:
         self._changed = False
         self._ready = []
-        if len(self._awaiting) < AWAITING:
-            waiting = self._store.outbox.waiting(AWAITING + len(self._awaiting) + len(self._held))
-            self._ready = [item for item in waiting if item.id not in self._awaiting and item.id not in self._held]
-            self._ready = self._ready[: AWAITING - len(self._awaiting)]
+        waiting = self._store.outbox.waiting(AWAITING + len(self._awaiting) + len(self._held))
+        fresh = [item for item in waiting if item.id not in self._awaiting and item.id not in self._held]
+        room = AWAITING - len(self._awaiting)
+        self._ready = fresh[:room] if room > 0 else [item for item in fresh if item.critical]
         waiting_transfers = self._store.transfers.waiting(16 + len(self._held))
         present = self._sending
         self._sending = {

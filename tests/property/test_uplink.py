@@ -14,8 +14,9 @@ from appliance.protocol import messages
 from appliance.protocol.messages import ReceiptItem
 from appliance.records import CaptureState, Triage
 from appliance.store import usage
+from appliance.store.outbox import Priority
 from appliance.store.store import Store
-from appliance.sync.uplink import GRACE, Uplink
+from appliance.sync.uplink import AWAITING, GRACE, Uplink
 from tests.boxes import open_store, report
 from tests.hub_simulator import HubSimulator, Time
 
@@ -205,3 +206,37 @@ def test_a_blob_that_the_disk_lost_stops_nothing_but_itself(tmp_path: Path) -> N
     assert row is not None
     assert "its file is gone" in row["reason"]
     store.close()
+
+
+def test_a_critical_result_goes_out_even_while_the_hub_confirms_nothing(tmp_path: Path) -> None:
+    store, time, hub = open_store(tmp_path), Time(), HubSimulator(loss=1.0)
+    for number in range(AWAITING + 20):
+        put_message(store, number, Triage.ROUTINE)
+    uplink = make_uplink(store, time)
+    uplink.connected(hub)
+    for _ in range(60):
+        uplink.step()
+        hub.exchange(uplink)
+        time.now += 0.02
+    sent = uplink.sent_messages
+    assert sent == AWAITING, "no more than mosquitto keeps for an absent hub"
+    put_message(store, 10_000, Triage.CRITICAL)
+    uplink.changed()
+    uplink.step()
+    assert uplink.sent_messages == sent + 1
+    store.close()
+
+
+def put_message(store: Store, number: int, triage: Triage) -> None:
+    payload = f"message {number}".encode()
+    store.journal.write(
+        lambda tx: store.outbox.put(
+            tx,
+            message_id=messages.make_id("result", "box", str(number), "0"),
+            capture_id=f"{number:032x}",
+            leaf="result",
+            priority=Priority.of("result", triage),
+            sha256=messages.sha256(payload),
+            payload=payload,
+        )
+    )
