@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from appliance.reading import heart_features
 from appliance.reading.auscultation import prepare_heart
 from appliance.reading.prepared import Sound
 from tools.simulate import sounds
@@ -45,6 +47,14 @@ def simulated(seed: int) -> Sound:
     return sound(made, 4000)
 
 
+def shifted_columns() -> npt.NDArray[np.intp]:
+    """Columns of the absolute levels, ``[parts of the beat, bands]``."""
+    names = heart_features.FEATURES
+    parts = ["S1", "S2", *(f"{rest}{k}" for rest in ("systole", "diastole") for k in range(heart_features.PARTS))]
+    columns = [[k for k, name in enumerate(names) if name.split("/")[0] == part] for part in parts]
+    return np.array(columns, np.intp)
+
+
 def golden() -> dict[str, Sound]:
     """The made-up sounds of the golden cases."""
     return {name: sound(sounds.heart(rate_hz=2000, **told)[0], 2000) for name, told in GOLDEN.items()}  # type: ignore[arg-type]
@@ -62,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
     parser.add_argument("--work", type=Path, default=Path("work/heart-sound"), help="kept between runs")
     chosen = parser.parse_args(arguments)
-    run = sound_model.start(CONFIGURATION, chosen.data, chosen.out, chosen.work, prepare_heart)
+    run = sound_model.start(CONFIGURATION, chosen.data, chosen.out, chosen.work, prepare_heart, shifted_columns())
     scores = sound_model.cross_fit(run)
     final = sound_model.final_fit(run)
     lungs = load(chosen.data / run.configuration["data"]["other"], ["patient"], "device")

@@ -4,7 +4,7 @@ What this module keeps true: one command makes the bundle from the data and ``lu
 stopped goes on from what ``--work`` keeps.
 
 Run ``python -m tools.train.lung_sound --data DIR --out models/lung-sound [--work DIR]``; ``DIR`` holds
-``lung-sound/icbhi`` and ``heart-sound/physionet2016`` with their ``labels.csv``. About 15 minutes on one core.
+``lung-sound/icbhi`` with its ``labels.csv``. About 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from appliance.reading.auscultation import prepare_lung
 from appliance.reading.prepared import Sound
 from tools.simulate import sounds
 from tools.train import sound_model, sound_report
-from tools.train.sound_data import Recording, load, sound
+from tools.train.sound_data import Recording, sound
 
 CONFIGURATION = Path(__file__).with_suffix(".toml")
 GOLDEN = {
@@ -71,15 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.train.lung_sound", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds lung-sound/ and heart-sound/")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds lung-sound/")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
     parser.add_argument("--work", type=Path, default=Path("work/lung-sound"), help="kept between runs")
     chosen = parser.parse_args(arguments)
     run = sound_model.start(CONFIGURATION, chosen.data, chosen.out, chosen.work, prepare_lung)
     scores = sound_model.cross_fit(run)
     final = sound_model.final_fit(run)
-    hearts = [one.sound for one in load(chosen.data / run.configuration["data"]["other"], ["block"], "subset")[::5]]
-    outcome = sound_model.gate(run, ("heart sounds", hearts), simulated, joined(run.recordings))
+    outcome = sound_model.gate(run, None, simulated, joined(run.recordings))
     run.log(sound_report.write(run, scores, final, outcome, golden()))
 
 

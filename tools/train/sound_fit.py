@@ -55,6 +55,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stretch: float = 0.12
     dropout: float = 0.3
     teach: bool = False
+    recoloured: int = 0
+    recolour: float = 0.7
     members: int = 1
     calibration: int = 160
     calibration_method: str = "minmax"
@@ -68,6 +70,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     waves: list[Floats]
     targets: Floats
     weigh: Callable[[Rows], Doubles]
+    bands: npt.NDArray[np.intp] | None = None
+    """Columns ``[parts, bands]`` of the features that another stethoscope's response shifts, band by band."""
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,8 +110,10 @@ def fit(
     weight[rows] = sample.weigh(rows)
     each = weight[owner] / np.bincount(owner, minlength=len(weight))[owner]
     taught = _teacher(table.features[feature_rows], sample.targets[owner], each, settings, seed)
-    forest = _forest(settings, seed, bootstrap=False)
-    forest.fit(table.features[feature_rows], _squeezed(sample.targets[owner]), sample_weight=each)
+    copies = 1 + settings.recoloured
+    forest = _forest(settings, seed, bootstrap=False, leaf=copies * settings.forest.leaf)
+    shown = _recoloured(table.features[feature_rows], sample.bands, settings, seed)
+    forest.fit(shown, np.tile(_squeezed(sample.targets[owner]).T, copies).T, sample_weight=np.tile(each, copies))
     trees_onnx.export(forest, files.trees, table.features.shape[1], input_name="features")
     teacher = mean_by_owner(taught, owner, len(weight))
     lessons = (
@@ -132,13 +138,29 @@ def _stamp(sample: Sample, rows: Rows, settings: Settings, seed: int) -> str:
     return digest.hexdigest()
 
 
-def _forest(settings: Settings, seed: int, *, bootstrap: bool) -> Any:
+def _recoloured(features: Floats, bands: npt.NDArray[np.intp] | None, settings: Settings, seed: int) -> Floats:
+    """The features and copies as other stethoscopes would give them: levels shifted by band, alike in all parts of the beat."""
+    random = np.random.default_rng(settings.seed + seed)
+    copies = [features]
+    if bands is None:
+        return features
+    for _ in range(settings.recoloured):
+        copy = features.copy()
+        shift = random.normal(0.0, settings.recolour, (len(copy), bands.shape[1] + 2))
+        smooth = 1.6 * (0.25 * shift[:, :-2] + 0.5 * shift[:, 1:-1] + 0.25 * shift[:, 2:])
+        for columns in bands:
+            copy[:, columns] += (smooth - smooth[:, :1]).astype(np.float32)
+        copies.append(copy)
+    return np.concatenate(copies)
+
+
+def _forest(settings: Settings, seed: int, *, bootstrap: bool, leaf: int = 0) -> Any:
     from sklearn.ensemble import ExtraTreesRegressor
 
     shape = settings.forest
     return ExtraTreesRegressor(
         n_estimators=shape.trees,
-        min_samples_leaf=shape.leaf,
+        min_samples_leaf=leaf or shape.leaf,
         max_features=shape.features,
         bootstrap=bootstrap,
         oob_score=bootstrap,

@@ -6,6 +6,7 @@ INT8 scores; a bundle is not written when INT8, as shipped or as derived on x86,
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,8 +119,15 @@ def weigher(
     return weigh
 
 
-def start(configuration_file: Path, data: Path, out: Path, work: Path, prepare: Prepare) -> Run:
-    """Read the configuration and the sounds, and prepare them (cached in ``work``)."""
+def start(
+    configuration_file: Path,
+    data: Path,
+    out: Path,
+    work: Path,
+    prepare: Prepare,
+    bands: npt.NDArray[np.intp] | None = None,
+) -> Run:
+    """Read the configuration and the sounds, and prepare them (cached in ``work``); ``bands``: see ``sound_fit.Sample``."""
     log = clock()
     configuration = toml.read(configuration_file)
     settings = settings_of(configuration["training"])
@@ -141,6 +149,7 @@ def start(configuration_file: Path, data: Path, out: Path, work: Path, prepare: 
         waves=sound_fit.waves([one.sound for one in recordings], settings.rate_hz),
         targets=targets,
         weigh=weigh,
+        bands=bands,
     )
     used = (prepared.refused == "") & ~np.isin(sources, told.get("never_trained", []))
     return Run(
@@ -195,6 +204,9 @@ def gate(
 ) -> sound_gate.Outcome:
     """The gate, fitted and measured; its graph is ``work/gate.onnx``. ``more`` are further good recordings."""
     told = msgspec.convert(run.configuration["gate"], sound_gate.Settings)
+    kept, key = run.work / "gate.json", _gate_key(run)
+    if kept.exists() and (found_before := msgspec.json.decode(kept.read_bytes()))["key"] == key:
+        return msgspec.convert(found_before["outcome"], sound_gate.Outcome)
     width = run.sample.table.indices.shape[1]
     found = sound_gate.cases(
         [*run.recordings, *more],
@@ -207,7 +219,19 @@ def gate(
         width,
         run.log,
     )
-    return sound_gate.build(found, told, run.work / "gate.onnx", run.log)
+    outcome = sound_gate.build(found, told, run.work / "gate.onnx", run.log)
+    kept.write_bytes(msgspec.json.encode({"key": key, "outcome": outcome}))
+    return outcome
+
+
+def _gate_key(run: Run) -> str:
+    """Changes with the sounds, the settings and the code that the gate depends on."""
+    digest = hashlib.sha256(msgspec.json.encode([run.configuration["gate"], run.description.preprocess]))
+    digest.update(run.sample.table.indices.tobytes())
+    folder = Path(__file__).parent
+    for path in (folder / "sound_gate.py", folder / "sound_hard_set.py", folder.parent / "simulate" / "sounds.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 __all__ = ["Run", "Scores", "Table", "cross_fit", "final_fit", "gate", "start"]

@@ -1,8 +1,8 @@
 """From the held-out scores of a sound model to its bundle: calibration, operating points, metrics, golden cases, card.
 
 What this module keeps true: calibration and thresholds come from held-out INT8 scores; every (source, label) cell weighs
-the same in them, so the largest clinic does not set the cut; the uncertain band also covers what happens on a source never
-trained on, because a threshold does not carry over.
+the same in them, so the largest clinic does not set the cut; between the thresholds of a wanted sensitivity and a wanted
+specificity lies the uncertain band, and the card says how many captures fall into it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write(run: Run, scores: Scores, final: sound_fit.Fit, outcome: Outcome, gold
     metrics |= {"sources": [msgspec.to_builtins(one) for one in sources]}
     text = card.Words(
         made=words["made"],
-        evaluation=words["evaluation"],
+        evaluation=words["evaluation"] + _bands(cuts),
         limits=words["limits"],
         aggregation=words["aggregation"],
         command=f"python -m tools.train.{run.description.id.replace('-', '_')} --data DIR --out models/{run.description.id}",
@@ -94,15 +94,9 @@ def _cut(run: Run, scores: Scores, column: int) -> Cut:
     false, true, thresholds = figures.roc_curve(labels, values, weights)
     threshold = float(thresholds[1:][int(np.argmax((true - false)[1:]))])
     told = run.configuration["operating"]
-    lows = [figures.threshold_for_sensitivity(labels, values, told["uncertain_sensitivity"], weights)]
-    highs = [figures.threshold_for_specificity(labels, values, told["uncertain_specificity"], weights)]
-    away = _rows(run, scores.elsewhere["int8"], column) if scores.elsewhere else rows[:0]
-    if away.size:
-        other = scores.elsewhere["int8"][away, column]
-        truth = run.sample.targets[away, column]
-        lows.append(figures.threshold_for_sensitivity(truth, other, told["uncertain_sensitivity"]))
-        highs.append(figures.threshold_for_specificity(truth, other, told["uncertain_specificity"]))
-    low, high = min(*lows, threshold), max(*highs, threshold)
+    low = figures.threshold_for_sensitivity(labels, values, told["uncertain_sensitivity"], weights)
+    high = figures.threshold_for_specificity(labels, values, told["uncertain_specificity"], weights)
+    low, high = min(low, threshold), max(high, threshold)
     plain = Cut(
         temperature=heat, bias=bias, threshold=threshold, uncertain=(0, 1), sensitivity=0, specificity=0, in_band=0
     )
@@ -179,6 +173,12 @@ def _metrics(run: Run, scores: Scores, cuts: Mapping[str, Cut]) -> dict[str, Any
             name: _mean(per_source, name, run.configuration["data"].get("headline_sources", [])) for name in cuts
         },
     }
+
+
+def _bands(cuts: Mapping[str, Cut]) -> str:
+    """How many held-out captures get no clear answer."""
+    shares = ", ".join(f"{name} {cut.in_band:.0%}" for name, cut in cuts.items())
+    return f" Share of held-out captures in the uncertain band, where the answer is shown as uncertain: {shares}."
 
 
 def _sessions(
