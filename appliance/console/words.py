@@ -62,7 +62,7 @@ class Words:
     def size(self, count: int) -> str:
         """Bytes in the unit that people use for them."""
         if count < 1000:
-            return self("{n} B", n=self.number(count))
+            return self(N_("{n} B"), n=self.number(count))
         for unit, step in ((N_("{n} kB"), 1e3), (N_("{n} MB"), 1e6), (N_("{n} GB"), 1e9)):
             if count < step * 999.5 or step == 1e9:
                 return self(unit, n=self.number(count / step, 0 if count >= 10 * step else 1))
@@ -71,11 +71,11 @@ class Words:
     def duration(self, seconds: float) -> str:
         """A length of time in its one most telling unit."""
         if seconds < 60:
-            return self("{n} s", n=self.number(max(0, int(seconds))))
+            return self(N_("{n} s"), n=self.number(max(0, int(seconds))))
         if seconds < 5400:
-            return self("{n} min", n=self.number(int(seconds // 60)))
+            return self(N_("{n} min"), n=self.number(int(seconds // 60)))
         if seconds < 172800:
-            return self("{n} h", n=self.number(int(seconds // 3600)))
+            return self(N_("{n} h"), n=self.number(int(seconds // 3600)))
         return self.ngettext("{count} day", "{count} days", int(seconds // 86400))
 
 
