@@ -101,13 +101,13 @@ class Phrases:
         """The one sentence below the word."""
         return self._(_LEVEL_LINES[line.level])
 
-    def patient(self, line: Line) -> str:
-        """Whom it is of, in one line."""
+    def patient(self, line: Line) -> list[str]:
+        """Whom it is of, part by part: a page sets each apart, since a name may run the other way than the page."""
         _ = self._
         parts = [line.patient_name, _("ID {id}", id=line.patient_id) if line.patient_id else ""]
         if not any(parts):
             parts = [_("Patient not given")]
-        return " · ".join(part for part in (*parts, self.age(line.age_years), self.sex(line.sex)) if part)
+        return [part for part in (*parts, self.age(line.age_years), self.sex(line.sex)) if part]
 
     def age(self, years: float | None) -> str:
         """An age in years, or in months below two years."""

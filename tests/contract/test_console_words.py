@@ -124,6 +124,40 @@ def test_each_language_has_every_text_with_the_same_placeholders(language: str |
             assert isinstance(message.string, tuple) or set(re.findall(r"{\w+}", form)) == names
 
 
+@pytest.mark.parametrize("language", [tag for tag in languages() if tag != "en"] or [None])
+def test_every_count_says_its_number_or_a_word_for_none_one_or_two(language: str | None) -> None:
+    if language is None:
+        return
+    said = words(language)
+    catalogue = read_catalogue(LOCALES / language / "LC_MESSAGES" / "console.po", language)
+    for message in catalogue:
+        if isinstance(message.id, tuple):
+            one, many = message.id
+            for count in (*range(3, 121), 1000):
+                assert said.number(count) in said.ngettext(one, many, count), (language, one, count)
+            assert all(said.ngettext(one, many, count).strip() for count in (0, 1, 2))
+
+
+def test_arabic_counts_in_its_six_forms() -> None:
+    counts = (0, 1, 2, 3, 10, 11, 99, 100, 103)
+    said = [words("ar").ngettext("{count} year", "{count} years", count) for count in counts]
+    assert said[1:3] == ["سنة واحدة", "سنتان"]
+    assert said[3:5] == ["3 سنوات", "10 سنوات"]
+    assert said[5:] == ["11 سنة", "99 سنة", "100 سنة", "103 سنوات"]
+
+
+def test_a_name_in_another_direction_is_set_apart_from_what_stands_beside_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    try:
+        capture = world.keep(png(), patient=Patient(id="P-7", name="Amina", age_years=1.5, sex="F"))
+        for path in ("/", f"/captures/{capture}"):
+            page = world.client.get(path, headers={"accept-language": "ar"}).text
+            for part in ("Amina", "رقم P-7", "18 شهرًا", "أنثى"):
+                assert f"<bdi>{part}</bdi>" in page, (path, part)
+    finally:
+        world.close()
+
+
 def texts() -> list[str]:
     """Every text that the code and the templates put through the catalogue (the singular where there are two)."""
     folder = Path(appliance.console.__file__).parent
