@@ -127,6 +127,7 @@ def _take(sound: Sound, description: Description, rate_hz: int) -> tuple[Floats 
     if not np.isfinite(raw).all() or float(np.max(np.abs(raw))) > 1e6:
         return _refused("not-numbers", description, {}), {}
     measured = {
+        "seconds": raw.size / sound.rate_hz,
         "level_db": sound_quality.level_db(raw),
         "clipped": sound_quality.clipped_share(raw),
         "dropped": sound_quality.dropped_share(raw, sound.rate_hz),

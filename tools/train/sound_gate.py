@@ -34,6 +34,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     copies: int
     refused_good: float
     rules: dict[str, tuple[float, float]]
+    short: tuple[float, float]
+    """Seconds to which good recordings are also cut, so that the gate does not take a short capture for a bad one."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +85,10 @@ def cases(
     for number, each in enumerate(recordings):
         worse = sound_hard_set.still_good(each.sound.samples, number, int(each.sound.rate_hz))
         found.append(one("good, in noise at 10 to 30 dB", each.group, sound(worse, each.sound.rate_hz)))
+    for number, each in enumerate(recordings):
+        cut = sound_hard_set.shortened(each.sound.samples, number, int(each.sound.rate_hz), settings.short)
+        if cut.size:
+            found.append(one("good, cut short", each.group, sound(cut, each.sound.rate_hz)))
     found += [one("good, simulated", f"simulated {k}", simulate(k)) for k in range(settings.copies)]
     log("gate: good recordings in noise and simulated ones")
     for kind in sound_hard_set.KINDS:

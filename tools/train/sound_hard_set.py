@@ -179,6 +179,18 @@ def spoil(kind: str, good: npt.NDArray[np.float32], seed: int, rate_hz: int) -> 
     return np.asarray(wave, np.float32)
 
 
+def shortened(
+    good: npt.NDArray[np.float32], seed: int, rate_hz: int, seconds: tuple[float, float]
+) -> npt.NDArray[np.float32]:
+    """A part of a good sound, lasting between ``seconds``; empty when it is not longer than that itself."""
+    random = np.random.default_rng([seed, 11])
+    length = int(random.uniform(*seconds) * rate_hz)
+    if good.size <= 1.2 * length:
+        return good[:0]
+    begin = int(random.integers(0, good.size - length))
+    return good[begin : begin + length]
+
+
 def still_good(good: npt.NDArray[np.float32], seed: int, rate_hz: int) -> npt.NDArray[np.float32]:
     """A good sound as a worse room or another stethoscope gives it: noise 10 to 30 dB below, other bandwidth, other gain."""
     random = np.random.default_rng([seed, 7])
