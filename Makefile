@@ -12,7 +12,7 @@ demo: setup     ## set up and run the main job on loopback (DEMO_ARGS="--exit" e
 	$(PY) -m tools.demo $(DEMO_ARGS)
 
 test: setup-tests  ## set up and run the tests
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 $(PYTEST_ARGS)
 
 setup:          ## Debian packages and .venv, enough to run
 	tools/setup/setup.sh

@@ -81,7 +81,7 @@ def test_bytes_arrive_whole_and_in_order_without_faults(echo: Echo) -> None:
         while len(got) < len(sent):
             got += client.recv(1 << 16)
         assert bytes(got) == sent
-        assert (proxy.bytes_up, proxy.bytes_down) == (len(sent), len(sent))
+        wait_until(lambda: (proxy.bytes_up, proxy.bytes_down) == (len(sent), len(sent)))
 
 
 @pytest.mark.parametrize("rate", [64_000, 2_000_000])
