@@ -64,7 +64,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
 
 
-def serve(settings: bytes, open_blob: Callable[[str], bytes] | None = None) -> Callable[[bytes], bytes]:
+def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None = None) -> Callable[[bytes], bytes]:
     """Open the models and return the function that answers requests: ``ReadRequest`` to ``Reading`` or ``Preview``, msgpack.
 
     A capture that can't be shown has an empty preview.
@@ -121,7 +121,7 @@ def _described(catalogue: Catalogue) -> Described:
     return Described(serving=serving, problems=tuple(catalogue.problems))
 
 
-def _vault(settings: ReadSettings) -> Callable[[str], bytes]:
+def _vault(settings: ReadSettings) -> Callable[[str], bytes | bytearray]:
     if not settings.vault:
         return _no_vault
     from appliance.store.files import RealFiles

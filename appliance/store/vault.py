@@ -54,6 +54,7 @@ class BlobWriter:
         self._header = MAGIC + struct.pack(">I", FRAME) + vault.key.wrap(key)
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
+        self._sealed = bytearray(FRAME + _TAG)
         self._frames = 0
         self._size = 0
         self._file = vault.files.create(temporary)
@@ -63,7 +64,8 @@ class BlobWriter:
         """Add ``data``; returns its length. ``OSError`` (a full disk) leaves the writer to be aborted."""
         self._buffer += data
         while len(self._buffer) > FRAME:  # strictly: the last frame is marked, so one frame is always held back
-            self._put(bytes(self._buffer[:FRAME]), last=False)
+            with memoryview(self._buffer) as view, view[:FRAME] as frame:
+                self._put(frame, last=False)
             del self._buffer[:FRAME]
         return len(data)
 
@@ -74,7 +76,8 @@ class BlobWriter:
 
     def finish(self) -> Blob:
         """Make everything written durable under its final name."""
-        self._put(bytes(self._buffer), last=True)
+        with memoryview(self._buffer) as frame:
+            self._put(frame, last=True)
         self._buffer.clear()
         blob = Blob(self._hash.hexdigest(), self._size)
         target = self._vault.path(blob.sha256)
@@ -91,10 +94,12 @@ class BlobWriter:
         with contextlib.suppress(OSError):  # what can't be removed now is removed by the repair at start
             self._vault.files.remove(self._temporary)
 
-    def _put(self, plain: bytes, *, last: bool) -> None:
+    def _put(self, plain: memoryview, *, last: bool) -> None:
         self._hash.update(plain)
         self._size += len(plain)
-        self._file.write(self._cipher.encrypt(_nonce(self._frames, last=last), plain, self._header))
+        sealed = memoryview(self._sealed)[: len(plain) + _TAG]
+        self._cipher.encrypt_into(_nonce(self._frames, last=last), plain, self._header, sealed)
+        self._file.write(sealed)
         self._frames += 1
 
 
@@ -150,18 +155,32 @@ class Vault:
                 try:
                     yield cipher.decrypt(_nonce(index, last=index == final), file.read(FRAME + _TAG), header)
                 except (InvalidTag, ValueError) as error:
-                    raise Damaged(f"blob {sha256[:12]}…: frame {index} is damaged; the disk may be failing") from error
+                    raise _damaged(sha256, index) from error
 
     def read(self, sha256: str) -> bytes:
         """All of the blob; raises ``Damaged`` if its hash is no longer its name."""
-        data = self.authentic(sha256)
+        data = bytes(self.authentic(sha256))
         if hashlib.sha256(data).hexdigest() != sha256:
             raise Damaged(f"blob {sha256[:12]}…: content has another hash; the disk may be failing")
         return data
 
-    def authentic(self, sha256: str) -> bytes:
+    def authentic(self, sha256: str) -> bytearray:
         """All of the blob as this box sealed it, without hashing it again: the tags of its frames prove the content."""
-        return b"".join(self.frames(sha256))
+        path = self.path(sha256)
+        data = bytearray(_plain_size(path))  # one buffer, filled in place: a tenth of the time of joining frames
+        plain, sealed = memoryview(data), bytearray(FRAME + _TAG)
+        final = max(0, len(data) - 1) // FRAME
+        with path.open("rb", buffering=0) as file:
+            header = file.read(_HEADER)
+            cipher = AESGCM(self.key.unwrap(header[-60:]))
+            for index in range(final + 1):
+                count = file.readinto(sealed) or 0
+                part = plain[index * FRAME : (index + 1) * FRAME]
+                try:
+                    cipher.decrypt_into(_nonce(index, last=index == final), memoryview(sealed)[:count], header, part)
+                except (InvalidTag, ValueError) as error:
+                    raise _damaged(sha256, index) from error
+        return data
 
     def read_range(self, sha256: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start`` (fewer at the end); decrypts only the frames that hold them."""
@@ -192,6 +211,10 @@ class Vault:
 
 def _nonce(number: int, *, last: bool) -> bytes:
     return struct.pack(">QI", number, int(last))
+
+
+def _damaged(sha256: str, index: int) -> Damaged:
+    return Damaged(f"blob {sha256[:12]}…: frame {index} is damaged; the disk may be failing")
 
 
 def _plain_size(path: Path) -> int:
