@@ -20,7 +20,7 @@ from appliance.reading import metrics as figures
 from appliance.reading import xray
 from tools.train import build, bundle_writer, card, chest_gate, explain, gate, hard, picture_gate, quantise, report
 from tools.train.chest_data import NORMAL, OPACITY, Cache, Film
-from tools.train.metrics import summary, temperature
+from tools.train.metrics import summary, temperature, threshold_for_sensitivity
 
 Floats = npt.NDArray[np.floating]
 Rows = npt.NDArray[np.bool_]
@@ -102,8 +102,8 @@ def _cut(run: Run, kermany: Rows, read: Rows, operating: dict[str, float]) -> Cu
             weights[rows & (truth == label)] = 0.25 / np.sum(rows & (truth == label))
     used = weights > 0
     heat, bias = temperature(truth[used], scores[used], weights[used])
-    child = figures.threshold_for_sensitivity(truth[kermany], scores[kermany], operating["child_sensitivity"])
-    adult = figures.threshold_for_sensitivity(truth[read], scores[read], operating["adult_sensitivity"])
+    child = threshold_for_sensitivity(truth[kermany], scores[kermany], operating["child_sensitivity"])
+    adult = threshold_for_sensitivity(truth[read], scores[read], operating["adult_sensitivity"])
     return Cut(heat, bias, child, adult)
 
 

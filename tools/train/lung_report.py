@@ -20,10 +20,12 @@ from appliance.reading import metrics as figures
 from appliance.reading import ultrasound
 from tools.train import build, bundle_writer, card, explain, gate, hard, lung_gate, picture_gate, quantise, report
 from tools.train.lung_data import FINDINGS, Cache, Clip
-from tools.train.metrics import summary, temperature
+from tools.train.metrics import summary, temperature, threshold_for_sensitivity
 
 Floats = npt.NDArray[np.floating]
 Rows = npt.NDArray[np.bool_]
+SLACK = 0.06
+"""How much more sensitivity than wanted a firmer threshold may give."""
 HOSPITAL = "Northumbria"
 """The one site with many healthy and many ill patients."""
 
@@ -102,7 +104,7 @@ def _cut(run: Run, index: int, allowed: Rows, wanted: float) -> Cut:
     labels, scores = run.labels[:, index], run.measured["int8"][:, index]
     known = allowed & ~np.isnan(labels)
     heat, bias = temperature(labels[known], scores[known])
-    return Cut(heat, bias, figures.threshold_for_sensitivity(labels[known], scores[known], wanted))
+    return Cut(heat, bias, threshold_for_sensitivity(labels[known], scores[known], wanted, SLACK))
 
 
 def _fidelity(run: Run, cuts: list[Cut]) -> dict[str, quantise.Fidelity]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from appliance.reading import metrics
 from appliance.reading.metrics import auroc
 
-__all__ = ["auroc", "per_thousand", "summary", "temperature"]
+__all__ = ["auroc", "per_thousand", "summary", "temperature", "threshold_for_sensitivity"]
 
 Floats = npt.NDArray[np.floating]
 
@@ -42,6 +42,24 @@ def per_thousand(sensitivity: float, specificity: float, prevalence: float) -> d
     """Missed cases and false alarms expected among 1,000 captures at ``prevalence`` (0 to 1), rounded to a tenth."""
     found = metrics.per_thousand(sensitivity, specificity, prevalence)
     return {"prevalence": prevalence, "missed": round(found.missed, 1), "false_alarms": round(found.false_alarms, 1)}
+
+
+def threshold_for_sensitivity(labels: Floats, scores: Floats, wanted: float, slack: float = 0.0) -> float:
+    """A threshold with at least ``wanted`` sensitivity, halfway between two neighbouring scores.
+
+    On a case's own score, the least rounding of another engine would turn that case's decision. With ``slack`` it is the
+    middle of the widest gap between scores that gives up to ``wanted + slack``: for few cases, where one gap is as good as
+    the next but not as firm.
+    """
+    highest = metrics.threshold_for_sensitivity(labels, scores, wanted)
+    lowest = metrics.threshold_for_sensitivity(labels, scores, min(1.0, wanted + slack))
+    ordered = np.unique(scores)
+    upper = np.flatnonzero((ordered <= highest) & (ordered >= lowest))
+    upper = upper[upper > 0]
+    if not upper.size:
+        return highest
+    best = upper[int(np.argmax(ordered[upper] - ordered[upper - 1]))] if slack > 0 else upper[-1]
+    return float((ordered[best] + ordered[best - 1]) / 2)
 
 
 def temperature(labels: Floats, logits: Floats, weights: Floats | None = None) -> tuple[float, float]:
