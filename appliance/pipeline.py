@@ -181,11 +181,11 @@ class Pipeline:
     def _record(self, reading: Reading, state: CaptureState) -> None:
         """Two transitions, committed together: the disk is asked once."""
         store, wall = self._store, self._store.now().wall
-        waiting: list[Future[None]] = []
+        steps: list[Callable[[Transaction], None]] = []
         if state is CaptureState.KEPT:
-            waiting.append(store.journal.submit(lambda tx: store.captures.checked(tx, reading.capture_id)))
-        waiting.append(store.journal.submit(lambda tx: store.captures.read(tx, reading, wall)))
-        for future in waiting:
+            steps.append(lambda tx: store.captures.checked(tx, reading.capture_id))
+        steps.append(lambda tx: store.captures.read(tx, reading, wall))
+        for future in store.journal.submit_together(*steps):
             future.result()
         self.counts[reading.status] += 1
 

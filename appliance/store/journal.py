@@ -31,6 +31,9 @@ GROUP = 100
 _IOERR, _FULL = 10, 13  # sqlite3.h; Python 3.10 doesn't name them
 
 
+_Write = tuple[Callable[["Transaction"], Any], Future[Any]]
+
+
 class Transaction:
     """The right to write, handed out by ``Journal.write`` for the time of one function."""
 
@@ -109,7 +112,7 @@ class Journal(Reader):
         self._closed = False
         self.groups = 0
         self.writes = 0
-        self._queue: queue.SimpleQueue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Write] | None] = queue.SimpleQueue()
         self._connection = _open(path)
         schema.migrate(self._connection)
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
@@ -126,12 +129,16 @@ class Journal(Reader):
 
     def submit(self, function: Callable[[Transaction], T]) -> Future[T]:
         """Like ``write``, without waiting: the future is done when the write is durable."""
-        future: Future[T] = Future()
+        return self.submit_together(function)[0]
+
+    def submit_together(self, *functions: Callable[[Transaction], T]) -> list[Future[T]]:
+        """Several writes, each a transaction of its own, in this order and with one fsync for all."""
+        writes: list[_Write] = [(function, Future()) for function in functions]
         with self._lock:
             if self._closed:
                 raise StoreError("the journal is closed; the program is stopping")
-            self._queue.put((function, future))
-        return future
+            self._queue.put(writes)
+        return [future for _, future in writes]
 
     def close(self) -> None:
         """Commit what was submitted, then close."""
@@ -149,18 +156,18 @@ class Journal(Reader):
             first = self._queue.get()
             if first is None:
                 return
-            group, stop = [first], False
+            group, stop = list(first), False
             while len(group) < GROUP and not self._queue.empty():
                 item = self._queue.get()
                 if item is None:
                     stop = True
                     break
-                group.append(item)
+                group += item
             self._commit(group)
             if stop:
                 return
 
-    def _commit(self, group: list[tuple[Callable[[Transaction], Any], Future[Any]]]) -> None:
+    def _commit(self, group: list[_Write]) -> None:
         results = self._attempt(group)
         if results is None and self._reserve is not None and self._reserve.release():
             results = self._attempt(group)  # the reserve made room: once more, all of it
@@ -179,9 +186,7 @@ class Journal(Reader):
             else:
                 future.set_exception(problem)
 
-    def _attempt(
-        self, group: list[tuple[Callable[[Transaction], Any], Future[Any]]]
-    ) -> list[tuple[Any, BaseException | None]] | None:
+    def _attempt(self, group: list[_Write]) -> list[tuple[Any, BaseException | None]] | None:
         """Run and commit the group; ``None`` if the disk did not take it (then nothing of it happened)."""
         connection = self._connection
         results: list[tuple[Any, BaseException | None]] = []
