@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from appliance.inference import heap
 from appliance.inference.engine import DeviceLostError
 from appliance.inference.frames import ANSWER, FAILED, OUT_OF_MEMORY, READY, WITHOUT_DEVICE, receive, send
 
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
     descriptor, parent, entry, memory, niceness = arguments
     _die_with(int(parent))
     _limit(int(memory), int(niceness))
+    heap.keep()
     with socket.socket(fileno=int(descriptor)) as link:
         try:
             settings = receive(link)[1]

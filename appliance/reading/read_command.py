@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from appliance.inference import heap
 from appliance.inference.catalogue import Catalogue
 from appliance.inference.engine import DeviceLostError
 from appliance.reading.prepared import Picture
@@ -96,6 +97,7 @@ def run_read(
     cv2.setNumThreads(
         1
     )  # the threads here are one network and one or more decoders; more would only wait for each other
+    heap.keep()
     catalogue = Catalogue(models, cache, engine)
     catalogue.open([])
     try:

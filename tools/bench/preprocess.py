@@ -18,6 +18,7 @@ import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
+from appliance.inference import heap
 from appliance.reading import xray
 from appliance.reading.decode import decode
 from appliance.reading.prepared import Picture
@@ -57,6 +58,7 @@ def theirs(path: Path) -> npt.NDArray[Any]:
 
 def run() -> Iterator[Row]:
     """Speed, then likeness."""
+    heap.keep()  # as every process that reads
     cv2.setNumThreads(1)
     path = film()
     seconds = interleave({"ours": lambda: ours(path), "pydicom": lambda: theirs(path)}, rounds=ROUNDS)
