@@ -18,6 +18,9 @@ import typer
 from appliance.config import Config, ConfigError
 from appliance.config import load as load_config
 
+BAD_CONFIG = 2
+"""Exit status for a configuration that a human must mend: the service manager does not try again (``bedside.service``)."""
+
 DEFAULT_CONFIG = Path("/etc/bedside/bedside.toml")
 
 ConfigOption = Annotated[
@@ -34,9 +37,11 @@ def configured(path: Path | None) -> Config:
     chosen = path or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     if chosen is None:
         return Config()
-    with told(ConfigError):
+    try:
         return load_config(chosen)
-    raise AssertionError
+    except ConfigError as error:
+        complain(str(error))
+        raise typer.Exit(BAD_CONFIG) from None
 
 
 def folders(config: Path | None, models: Path | None, cache: Path | None) -> tuple[Path, Path]:

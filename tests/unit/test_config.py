@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -60,3 +62,13 @@ def test_the_configuration_is_frozen() -> None:
     with pytest.raises(AttributeError):
         Config().dicom.port = 1  # type: ignore[misc]
     assert msgspec.structs.replace(Config().dicom, port=1).port == 1
+
+
+def test_the_daemon_ends_with_2_on_a_configuration_that_a_human_must_mend(tmp_path: Path) -> None:
+    path = tmp_path / "box.toml"
+    path.write_text("[dicom]\nprot = 1\n")
+    bedside = Path(sys.executable).parent / "bedside"
+    done = subprocess.run([bedside, "run", "--config", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean 'port'" in done.stderr
+    assert "Traceback" not in done.stderr
