@@ -1,7 +1,8 @@
 """The command ``bedside``: words on a command line in, parts called, answers printed. No logic of its own.
 
 What this module keeps true: every command ends with 0 when it did what was asked, 1 when it did not and said why, 2 for a
-wrong command line or configuration; errors name cause and remedy on one line, without a trace; imports are made by the command that needs them.
+wrong command line or configuration; errors name cause and remedy on one line, without a trace; imports are made by the
+command that needs them.
 """
 
 from __future__ import annotations
