@@ -91,7 +91,8 @@ def test_the_clinic_gets_in_where_it_should_the_modem_nowhere_and_the_box_calls_
         pytest.skip("network namespaces need root")
     command = ["unshare", "--net", "--mount", "sh", "-c", _TOWN, "sh"]
     done = run(*command, sys.executable, nft, _SERVE, FOLDER / "nftables/bedside.nft", _ASK)
-    if done.returncode != 0 and ("Operation not permitted" in done.stderr or "not supported" in done.stderr):
+    unable = ("Operation not permitted", "not supported", "cannot change root filesystem propagation")
+    if done.returncode != 0 and any(words in done.stderr for words in unable):
         pytest.skip(f"no network namespaces, veth or nf_tables here: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     reached = {line.rsplit(" ", 1)[0] for line in done.stdout.splitlines() if line.endswith("open")}

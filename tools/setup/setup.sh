@@ -9,7 +9,8 @@ lock=requirements.lock
 packages=(python3-venv mosquitto libportaudio2)
 if [ "$what" = tests ]; then
   lock=requirements-dev.lock
-  packages+=(dcmtk postgresql chromium nftables chrony systemd libasound2-plugins)
+  # libatomic1: the browser driver of Playwright
+  packages+=(dcmtk dicom3tools postgresql chromium libatomic1 nftables iproute2 chrony systemd libasound2-plugins)
 fi
 
 missing=()
