@@ -234,9 +234,7 @@ def check_temperature(config: Config, root: Path = Path("/")) -> Check:
         return unsure(name, "no sensor")
     found = f"{celsius:.0f} °C at the hottest sensor"
     if celsius >= _HOT_C:
-        return wrong(
-            name, f"{found}: it throttles or shuts down", "take it out of the sun and clean its fan"
-        )
+        return wrong(name, f"{found}: it throttles or shuts down", "take it out of the sun and clean its fan")
     if celsius >= _WARM_C:
         return unsure(name, f"{found}: warm", "give it shade and air")
     return well(name, found)

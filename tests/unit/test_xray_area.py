@@ -9,7 +9,9 @@ import pytest
 from appliance.reading.xray import area
 
 
-@pytest.mark.parametrize("shape", [(1955, 1841), (1283, 1290), (3001, 2500), (700, 2600), (321, 640), (200, 500), (1800, 1850)])
+@pytest.mark.parametrize(
+    "shape", [(1955, 1841), (1283, 1290), (3001, 2500), (700, 2600), (321, 640), (200, 500), (1800, 1850)]
+)
 @pytest.mark.parametrize("kind", [np.uint16, np.uint8, np.int16])
 def test_shrinking_is_the_plain_area_average(shape, kind):
     random = np.random.default_rng(1)
