@@ -76,7 +76,9 @@ def quantised(net: lite0.Lite0, cache: Cache, rows: Rows, training: Training, pa
     own = np.flatnonzero(rows[cache.image_owner])
     weights = 1.0 / np.bincount(cache.image_owner)[cache.image_owner[own]]
     chosen = random.choice(own, min(training.calibration, len(own)), replace=False, p=weights / weights.sum())
-    build.forms(net, path, cache.images[chosen], method=training.calibration_method, keep_float=training.keep_float)
+    frames = cache.images[chosen]
+    build.forms(net, path, frames, method=training.calibration_method, keep_float=training.keep_float)
+    build.align(path, frames)
 
 
 def scored(cache: Cache, found: list[Clip], train: Rows, wanted: Rows, training: Training, path: Path, log: Log) -> Any:
@@ -86,7 +88,7 @@ def scored(cache: Cache, found: list[Clip], train: Rows, wanted: Rows, training:
         net = fitted(cache, found, train, training, path.with_suffix(".pt"), log)
         quantised(net, cache, train, training, path)
         frames = wanted[cache.image_owner]
-        result = {}
+        result: dict[str, Any] = {}
         for name, file in (("fp32", ".fp32.onnx"), ("int8", ".onnx"), ("x86", ".x86.onnx")):
             logits = build.scored(path.with_suffix(file), cache.images[frames], ["logits"])["logits"]
             result[name] = lung_data.by_clip(logits, cache.image_owner[frames], len(found))

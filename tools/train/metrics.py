@@ -17,6 +17,8 @@ from appliance.reading.metrics import auroc
 __all__ = ["auroc", "per_thousand", "summary", "temperature", "threshold_for_sensitivity"]
 
 Floats = npt.NDArray[np.floating]
+NEAR = 0.05
+"""Logits: about what INT8 rounding moves a score by."""
 
 
 def summary(labels: Floats, scores: Floats, threshold: float, patients: Sequence[str]) -> dict[str, object]:
@@ -47,9 +49,9 @@ def per_thousand(sensitivity: float, specificity: float, prevalence: float) -> d
 def threshold_for_sensitivity(labels: Floats, scores: Floats, wanted: float, slack: float = 0.0) -> float:
     """A threshold with at least ``wanted`` sensitivity, halfway between two neighbouring scores.
 
-    On a case's own score, the least rounding of another engine would turn that case's decision. With ``slack`` it is the
-    middle of the widest gap between scores that gives up to ``wanted + slack``: for few cases, where one gap is as good as
-    the next but not as firm.
+    On a case's own score, the least rounding of another engine would turn that case's decision. With ``slack`` it is, among
+    those that give up to ``wanted + slack``, the one that fewest scores lie near (``NEAR``): for few cases, where one
+    threshold is as good as the next but not as firm.
     """
     highest = metrics.threshold_for_sensitivity(labels, scores, wanted)
     lowest = metrics.threshold_for_sensitivity(labels, scores, min(1.0, wanted + slack))
@@ -58,8 +60,11 @@ def threshold_for_sensitivity(labels: Floats, scores: Floats, wanted: float, sla
     upper = upper[upper > 0]
     if not upper.size:
         return highest
-    best = upper[int(np.argmax(ordered[upper] - ordered[upper - 1]))] if slack > 0 else upper[-1]
-    return float((ordered[best] + ordered[best - 1]) / 2)
+    middles = (ordered[upper] + ordered[upper - 1]) / 2
+    if slack <= 0:
+        return float(middles[-1])
+    close = [int(np.sum(np.abs(np.asarray(scores) - middle) < NEAR)) for middle in middles]
+    return float(middles[len(middles) - 1 - int(np.argmin(close[::-1]))])
 
 
 def temperature(labels: Floats, logits: Floats, weights: Floats | None = None) -> tuple[float, float]:
