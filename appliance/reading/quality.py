@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from appliance.inference.bundle import Description, RefusalText
 from appliance.reading.prepared import Header, Picture, Sound
@@ -138,19 +141,30 @@ def judge(quality: Mapping[str, float], description: Description) -> Verdict:
     ``noise-high`` by the side on which it was broken, then ``noise``, then the bundle's or the general ``quality``. An index
     that was not measured breaks no rule; one that is no number breaks each.
     """
-    warnings = []
-    for index, limits in description.gate.warn.items():
-        side = _broken(quality, index, limits)
-        if side:
-            code = _code(index, side, description)
-            text = description.refusals.get(code)
-            warnings.append(text.reason if text else f"{index} is unusually {side}.")
+    warned = warnings(quality, description)
     for index, limits in description.gate.rules.items():
         side = _broken(quality, index, limits)
         if side:
             detail = f"{index} {quality[index]:.3g}, accepted {limits[0]:g} to {limits[1]:g}"
-            return Verdict(words_for(_code(index, side, description), description.refusals, detail), tuple(warnings))
-    return Verdict(None, tuple(warnings))
+            return Verdict(words_for(_code(index, side, description), description.refusals, detail), warned)
+    return Verdict(None, warned)
+
+
+def warnings(indices: Mapping[str, float], description: Description) -> tuple[str, ...]:
+    """The gate's ``warn`` limits that these indices pass: quality indices, or outputs of the networks by name."""
+    said = []
+    for index, limits in description.gate.warn.items():
+        side = _broken(indices, index, limits)
+        if side:
+            text = description.refusals.get(_code(index, side, description))
+            said.append(text.reason if text else f"{index} is unusually {side}.")
+    return tuple(said)
+
+
+def of_networks(outputs: Mapping[str, Mapping[str, npt.NDArray[Any]]], description: Description) -> dict[str, float]:
+    """The networks' outputs that the gate's ``warn`` names (e.g. ``distance`` from the films trained on), each its mean."""
+    named = {name: values for graph in outputs.values() for name, values in graph.items()}
+    return {name: float(np.mean(named[name])) for name in description.gate.warn if name in named}
 
 
 def age_text(age_years: float) -> str:

@@ -176,6 +176,7 @@ class Reader:
         gate = findings.gate_probability(description, outputs)
         if gate is not None and not gate >= description.gate.threshold:
             return _not_read(looked, quality.words_for(description.gate.code, description.refusals), engine)
+        far = quality.warnings(quality.of_networks(outputs, description), description)
         found = findings.answers(served.bundle, outputs, looked.age_years)
         if not found:
             return _not_read(looked, quality.words_for("age-outside", description.refusals), engine)
@@ -190,7 +191,7 @@ class Reader:
             advice=triage.advice(found, description),
             findings=tuple(one.finding for one in found),
             measures=prepared.measures,
-            warnings=looked.warnings,
+            warnings=looked.warnings + far,
             bundle=served.bundle.id,
             bundle_version=served.bundle.version,
             bundle_sha256=served.bundle.sha256,
