@@ -15,6 +15,7 @@ Receipts need no receipt: losing one makes the sender send again, which the rece
 from __future__ import annotations
 
 import hashlib
+import inspect
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -241,5 +242,15 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 
 def _schema(kind: type[Message]) -> dict[str, Any]:
-    schema = msgspec.json.schema(kind)
+    schema = _tidy(msgspec.json.schema(kind))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _tidy(part: Any) -> Any:
+    """Descriptions without the indentation of the source, which Python keeps before 3.13 and drops from then on."""
+    if isinstance(part, dict):
+        return {
+            key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _tidy(value)
+            for key, value in part.items()
+        }
+    return [_tidy(one) for one in part] if isinstance(part, list) else part

@@ -29,6 +29,7 @@ from appliance.store.schema import MIGRATIONS
 from tests import boxes, networks
 from tests.servers import Mosquitto, free_port, running_mosquitto
 from tests.simulated_intake import SimulatedIntake
+from tests.strict_certificates import strict
 
 
 @pytest.fixture
@@ -182,8 +183,8 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + dt.timedelta(days=days[0]))
         .not_valid_after(now + dt.timedelta(days=days[1]))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
+    builder = strict(builder, key, issuer[1] if issuer else key, ca=issuer is None)
     if issuer:
         names: list[x509.GeneralName] = [x509.DNSName("localhost")]
         if name != "other":
@@ -283,8 +284,8 @@ class TestBroker:
         with tls_broker(authority) as broker:
             fails(
                 check_link.check_broker(over_tls(config, broker, authority, ca_file=str(other.ca))),
-                "authority of the same name with another key",
-                "hub's present CA certificate",
+                "ends in an unknown authority",
+                "put the hub's CA certificate into link.ca_file",
             )
         with tls_broker(authority, name="other") as broker:
             fails(check_link.check_broker(over_tls(config, broker, authority)), "for another address", "link.host")

@@ -30,6 +30,7 @@ from hub.ingest import Worker, shared_filters
 from hub.receive import Receiver
 from hub.session import BufferedSocket, MalformedError, Session, parse_publish
 from tests.servers import running_mosquitto
+from tests.strict_certificates import strict
 from tests.wire import result
 
 
@@ -134,7 +135,7 @@ def _write(path, name, issuer=None, *, ca=False):
         issuer[0].subject if issuer else subject, subject, key.public_key(), x509.random_serial_number()
     )
     builder = builder.not_valid_before(now - dt.timedelta(days=1)).not_valid_after(now + dt.timedelta(days=2))
-    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    builder = strict(builder, key, issuer[1] if issuer else key, ca=ca)
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
     certificate = builder.sign(issuer[1] if issuer else key, hashes.SHA256())

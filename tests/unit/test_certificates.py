@@ -18,6 +18,7 @@ from appliance.config import LinkConfig
 from appliance.health.clock import rfc3339
 from appliance.records import Moment
 from appliance.sync.certificates import BUILT, floor, tls_context
+from tests.strict_certificates import strict
 
 DAY = dt.timedelta(days=1)
 SYSTEM = dt.datetime.now(dt.timezone.utc)
@@ -38,7 +39,7 @@ def certificate(
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     issuer, signer = (by[0].subject, by[1]) if by else (name(what), key)
-    made = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name(what))
         .issuer_name(issuer)
@@ -46,12 +47,9 @@ def certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(begins)
         .not_valid_after(ends)
-        .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .sign(signer, SHA256())
     )
+    made = strict(builder, key, signer, ca=by is None).sign(signer, SHA256())
     (folder / f"{what}.pem").write_bytes(made.public_bytes(Encoding.PEM))
     (folder / f"{what}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return made, key
