@@ -326,7 +326,8 @@ def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> N
     world = World(tmp_path, upload_limit=100_000)
     try:
         told = world.client.post("/api/captures", files={"file": ("x.png", png() + b"\0" * 200_000)})
-        parts = (b"x" * 50_000 for _ in range(10))
+        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="x.png"\r\n\r\n'
+        parts = (head if number == 0 else b"x" * 50_000 for number in range(10))
         chunked = world.client.post(
             "/api/captures", content=parts, headers={"content-type": "multipart/form-data; boundary=x"}
         )
