@@ -122,7 +122,51 @@ CREATE TABLE original (
 """``removed``: the files are gone or going (a wall time for captures, 1 for transfers). ``raised``: how often nobody had
 taken note in time. ``original``: originals that are to be sent and not yet prepared for it."""
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
+_VERSION_3 = """
+ALTER TABLE capture ADD COLUMN identity_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE capture ADD COLUMN conflict TEXT NOT NULL DEFAULT '';
+CREATE INDEX capture_patient ON capture (patient_key, identity_key) WHERE patient_key <> '';
+CREATE INDEX capture_study ON capture (study_key, patient_key) WHERE study_key <> '';
+CREATE TABLE study (
+    study_key TEXT PRIMARY KEY,
+    expected INTEGER NOT NULL DEFAULT 0,
+    ended TEXT NOT NULL DEFAULT '' CHECK (ended IN ('', 'open', 'released', 'broken'))
+) STRICT, WITHOUT ROWID;
+CREATE TABLE performed_step (
+    id TEXT PRIMARY KEY,
+    state TEXT NOT NULL CHECK (state IN ('IN PROGRESS', 'COMPLETED', 'DISCONTINUED')),
+    wall TEXT NOT NULL,
+    sealed BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE performed_study (
+    study_key TEXT NOT NULL,
+    step_id TEXT NOT NULL REFERENCES performed_step (id),
+    PRIMARY KEY (study_key, step_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE performed_instance (
+    study_key TEXT NOT NULL,
+    instance_key TEXT NOT NULL,
+    step_id TEXT NOT NULL REFERENCES performed_step (id),
+    PRIMARY KEY (study_key, instance_key, step_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE commitment (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    requester TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'reported', 'given-up')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    wall TEXT NOT NULL,
+    sealed BLOB NOT NULL
+) STRICT;
+CREATE INDEX commitment_waiting ON commitment (sequence) WHERE state = 'waiting';
+CREATE TABLE scheduled (id TEXT PRIMARY KEY, sealed BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE worklist_answer (source TEXT PRIMARY KEY, taken TEXT NOT NULL, problem TEXT NOT NULL) STRICT, WITHOUT ROWID;
+"""
+"""``identity_key``: name, birth date and sex, blinded; ``conflict``: why ``conflicts_with`` is set (codes of ``identity``).
+``study`` and ``performed_…``: what tells whether a study is complete. ``commitment``: what a sender asked to have confirmed.
+``scheduled``: the clinic's worklist as it last answered (``worklist_answer``: when)."""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -21,10 +21,13 @@ def dump(path: Path, tables: list[str]) -> dict[str, list[tuple[object, ...]]]:
         rows = {}
         for table in tables:
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-            known = [one for one in columns if one not in ("removed", "raised")]
+            known = [one for one in columns if one not in ADDED]
             rows[table] = connection.execute(f"SELECT {', '.join(known)} FROM {table}").fetchall()  # noqa: S608
     return rows
 
+
+ADDED = {"removed", "raised", "identity_key", "conflict"}
+"""Columns of ``TABLES`` that version 1 did not have."""
 
 TABLES = ["meta", "capture", "reading", "outbox", "transfer", "audit"]
 
