@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from msgspec import Meta
+
 from appliance.settings import NAME, ConfigError, Form, Port, Section, field
 
 __all__ = ["Config", "ConfigError"]
@@ -38,7 +40,7 @@ class StorageConfig(Section, frozen=True, kw_only=True):
 
 
 class DicomConfig(Section, frozen=True, kw_only=True):
-    """The DICOM door (C-STORE and C-ECHO)."""
+    """The DICOM door: storage, echo, storage commitment, performed procedure steps, and the worklist for portable units."""
 
     enabled: Annotated[bool, field("Listen for DICOM")] = True
     address: Annotated[str, field("Address to listen on")] = "0.0.0.0"  # noqa: S104
@@ -49,6 +51,34 @@ class DicomConfig(Section, frozen=True, kw_only=True):
     allowed_addresses: Annotated[tuple[str, ...], field("Networks (CIDR) that may connect; empty means any")] = ()
     maximum_associations: Annotated[int, field("Associations at a time", ge=1, le=200)] = 20
     maximum_object: Annotated[int, field("Largest object taken", "MB", ge=1, le=8192)] = 1024
+    tls: Annotated[bool, field("Take only connections over TLS")] = False
+    certificate_file: Annotated[str, field("PEM file of this box's certificate for DICOM over TLS")] = ""
+    key_file: Annotated[str, field("PEM file of its private key")] = ""
+    ca_file: Annotated[
+        str, field("PEM file of the authority that senders' certificates must come from; empty: none is asked for")
+    ] = ""
+    peers: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[ -<>-\[\]-~]{1,16}=[^\s=:]+:[0-9]{1,5}$")], ...],
+        field("Where storage commitment is reported to a sender that has hung up, each as TITLE=host:port"),
+    ] = ()
+
+
+class WorklistConfig(Section, frozen=True, kw_only=True):
+    """The clinic's worklist: asked now and then, kept, and served on while it can't be reached."""
+
+    enabled: Annotated[bool, field("Ask the clinic's worklist server")] = False
+    host: Annotated[str, field("The server's host name or address", min_length=1)] = "127.0.0.1"
+    port: Annotated[Port, field("The server's port")] = 104
+    ae_title: Annotated[str, field("The server's application entity title", pattern=r"^[ -\[\]-~]{1,16}$")] = "WORKLIST"
+    station_ae_title: Annotated[
+        str, field("Only what is scheduled for this station; empty means any", pattern=r"^[ -\[\]-~]{0,16}$")
+    ] = ""
+    modality: Annotated[
+        str, field("Only what is scheduled for this modality (e.g. DX); empty means any", pattern=r"^[A-Z]{0,16}$")
+    ] = ""
+    refresh: Annotated[float, field("Ask this often", "s", ge=10, le=86400)] = 300.0
+    most: Annotated[int, field("Most entries taken of one answer", ge=1, le=10_000)] = 1000
+    tls: Annotated[bool, field("Use TLS, with the files of [dicom]")] = False
 
 
 class FolderConfig(Section, frozen=True, kw_only=True):
@@ -140,6 +170,7 @@ class Config(Section, frozen=True, kw_only=True):
     device: DeviceConfig = DeviceConfig()
     storage: StorageConfig = StorageConfig()
     dicom: DicomConfig = DicomConfig()
+    worklist: WorklistConfig = WorklistConfig()
     folder: FolderConfig = FolderConfig()
     models: ModelsConfig = ModelsConfig()
     link: LinkConfig = LinkConfig()
@@ -179,6 +210,17 @@ def _cross_check(config: Config, name: str) -> None:
         )
     if bool(link.certificate_file) != bool(link.key_file):
         raise ConfigError(f"{name}: link.certificate_file and link.key_file go together; set both or neither")
+    dicom = config.dicom
+    if bool(dicom.certificate_file) != bool(dicom.key_file):
+        raise ConfigError(f"{name}: dicom.certificate_file and dicom.key_file go together; set both or neither")
+    if dicom.tls and not dicom.certificate_file:
+        raise ConfigError(
+            f"{name}: dicom.certificate_file: empty while dicom.tls is true; name the PEM file of this box's certificate"
+        )
+    if config.worklist.tls and not dicom.ca_file:
+        raise ConfigError(
+            f"{name}: dicom.ca_file: empty while worklist.tls is true; name the PEM file of the server's authority"
+        )
     if link.reconnect_to < link.reconnect_from:
         raise ConfigError(f"{name}: link.reconnect_to: less than link.reconnect_from; make it at least as long")
     if storage.reserve >= storage.refuse_below:
