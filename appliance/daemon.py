@@ -32,7 +32,7 @@ from appliance.inference.worker import Result, Worker
 from appliance.pipeline import Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status
 from appliance.protocol.topics import Address
-from appliance.reading.process import Described, ReadRequest, ReadSettings
+from appliance.reading.requests import Described, ReadRequest, ReadSettings
 from appliance.store.errors import StoreError
 from appliance.store.retention import Retention
 from appliance.store.store import Store

@@ -27,8 +27,7 @@ from appliance.inference.worker import Result
 from appliance.protocol import messages
 from appliance.protocol.messages import CapturePart, FindingPart, MeasurePart, ModelPart, OverlayPart
 from appliance.reading.preview import Preview
-from appliance.reading.process import ReadRequest
-from appliance.reading.reader import Known
+from appliance.reading.requests import Known, ReadRequest
 from appliance.records import (
     ADVICE_NOT_DIAGNOSIS,
     Capture,

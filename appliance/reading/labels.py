@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from appliance.inference.bundle import Description
-from appliance.reading.reader import Known
+from appliance.reading.requests import Known
 
 _YES, _NO, _UNSAID = {"1", "true", "yes", "positive"}, {"0", "false", "no", "negative"}, {"", "na", "nan", "unknown"}
 

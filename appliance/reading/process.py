@@ -12,56 +12,10 @@ from pathlib import Path
 import msgspec
 
 from appliance.inference.catalogue import Catalogue
+from appliance.reading.live import LiveReader
 from appliance.reading.preview import Preview, preview
-from appliance.reading.reader import Known, Looked, Reader
-from appliance.records import Engine, Modality
-
-
-class ReadSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is started with.
-
-    ``vault``: folder of encrypted blobs; ``key``: folder of the box key. ``warm``: modalities whose engines are made ready
-    before the first request (all when empty).
-    """
-
-    models: str
-    cache: str
-    engine: str = "auto"
-    vault: str = ""
-    key: str = ""
-    trusted_keys: tuple[bytes, ...] | None = None
-    warm: tuple[Modality, ...] = ()
-
-
-class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One capture to read: a plain file (``path``) or a blob of the vault (``sha256``), and what is known of it.
-
-    With ``preview`` the answer is the small picture of the capture in place of a reading; asked for right after the
-    reading of the same capture, nothing is decoded again. With ``describe`` the answer is ``Described``.
-    """
-
-    known: Known = Known()
-    path: str = ""
-    sha256: str = ""
-    preview: bool = False
-    describe: bool = False
-
-
-class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle that serves in this process, and what really runs it."""
-
-    bundle: str
-    version: str
-    modality: Modality
-    engine: Engine
-    state: str
-
-
-class Described(msgspec.Struct, frozen=True, kw_only=True):
-    """What serves in this process, and what does not and why."""
-
-    serving: tuple[Serving, ...]
-    problems: tuple[str, ...]
+from appliance.reading.reader import Looked, Reader
+from appliance.reading.requests import Described, ReadRequest, ReadSettings, Serving
 
 
 def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None = None) -> Callable[[bytes], bytes]:
@@ -80,6 +34,7 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None 
     catalogue = Catalogue(Path(wanted.models), Path(wanted.cache), wanted.engine, wanted.trusted_keys)
     catalogue.open(wanted.warm or None)
     reader = Reader(catalogue)
+    live = LiveReader(reader)
     blob = open_blob or _vault(wanted)
     requests = msgspec.msgpack.Decoder(ReadRequest)
     encoder = msgspec.msgpack.Encoder()
@@ -95,6 +50,8 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None 
         if asked.describe:
             catalogue.refresh()  # a plan that is finished, a bundle that was installed
             return encoder.encode(_described(catalogue))
+        if asked.live is not None:
+            return encoder.encode(live.answer(asked.live, asked.known))
         kept = last.pop() if last else None
         same = kept is not None and asked.preview and kept.known.capture_id == asked.known.capture_id
         looked = kept if kept is not None and same else look(asked)
@@ -118,7 +75,12 @@ def _described(catalogue: Catalogue) -> Described:
         )
         for one in catalogue.bundles.values()
     )
-    return Described(serving=serving, problems=tuple(catalogue.problems))
+    step = catalogue.building
+    return Described(
+        serving=serving,
+        problems=tuple(catalogue.problems),
+        building="" if step is None else f"{step.bundle}/{step.graph}: {step.phase}",
+    )
 
 
 def _vault(settings: ReadSettings) -> Callable[[str], bytes | bytearray]:

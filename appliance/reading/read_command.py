@@ -20,7 +20,8 @@ from appliance.inference import heap
 from appliance.inference.catalogue import Catalogue
 from appliance.inference.engine import DeviceLostError
 from appliance.reading.prepared import Picture
-from appliance.reading.reader import Known, Looked, Reader
+from appliance.reading.reader import Looked, Reader
+from appliance.reading.requests import Known
 from appliance.reading.triage import NOT_READ
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Modality, Reading, Refusal
 

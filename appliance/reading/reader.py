@@ -24,6 +24,7 @@ from appliance.inference.bundle import Bundle
 from appliance.reading import findings, quality, triage
 from appliance.reading.decode import DEFAULT_LIMITS, DecodeError, Limits, decode, modality_of
 from appliance.reading.prepared import Header, Picture, Prepared, Sound
+from appliance.reading.requests import Known
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Modality, Reading, Refusal
 
 Source = Path | bytes | bytearray | memoryview
@@ -54,18 +55,6 @@ class Models(Protocol):
     """Which bundle serves which modality: what a reader needs of ``appliance.inference.catalogue.Catalogue``."""
 
     def for_modality(self, modality: Modality) -> Served | None: ...  # noqa: D102
-
-
-class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a capture besides its bytes; each goes before what the file says."""
-
-    capture_id: str = ""
-    name: str = ""
-    modality: Modality | None = None
-    age_years: float | None = None
-    sex: str = ""
-    body_part: str = ""
-    view: str = ""
 
 
 class Looked(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +105,13 @@ class Reader:
         except DecodeError as error:
             refusal = Refusal(code=error.code, reason=_sentence(error.message), advice=_sentence(error.remedy))
             return Looked(known=known, modality=modality, refusal=refusal, seconds=time.perf_counter() - start)
+        looked = self.look_at(capture, known)
+        return msgspec.structs.replace(looked, seconds=time.perf_counter() - start)
+
+    def look_at(self, capture: Picture | Sound, known: Known) -> Looked:
+        """Check and prepare what is decoded already."""
+        start = time.perf_counter()
+        modality = known.modality or Modality.OTHER
         header = _header(capture.header, known)
         if known.modality is None or known.modality is Modality.OTHER:
             modality = modality_of(header)

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from appliance.inference.bundle import Accepts, Gate, Score
 from appliance.reading.prepared import Header, Picture, Sound
-from appliance.reading.reader import Known, Reader
+from appliance.reading.reader import Reader
+from appliance.reading.requests import Known
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Modality
 from tests.simulated_models import CHEST, NET, SimulatedModels, SimulatedServed
 

@@ -14,7 +14,7 @@ from appliance.inference.worker import Result
 from appliance.pipeline import Pipeline
 from appliance.protocol import messages
 from appliance.reading.preview import Preview
-from appliance.reading.process import ReadRequest
+from appliance.reading.requests import ReadRequest
 from appliance.records import CaptureState, Modality, Triage
 from appliance.store import audit
 from appliance.store.errors import IllegalTransition

@@ -11,7 +11,8 @@ import pytest
 
 from appliance.inference.engine import DeviceLostError, EngineError
 from appliance.reading.read_command import Job, line, run_read, stream
-from appliance.reading.reader import Known, Reader
+from appliance.reading.reader import Reader
+from appliance.reading.requests import Known
 from appliance.records import Modality
 from tests.networks import description, quantised, seal, write_bundle
 from tests.simulated_models import chest, dicom, film, written

@@ -10,8 +10,8 @@ import pytest
 
 from appliance.reading import process
 from appliance.reading.preview import Preview
-from appliance.reading.process import ReadRequest, ReadSettings, serve
-from appliance.reading.reader import Known
+from appliance.reading.process import serve
+from appliance.reading.requests import Known, ReadRequest, ReadSettings
 from appliance.records import Reading
 from appliance.store.errors import StoreError
 from appliance.store.files import RealFiles

@@ -13,7 +13,8 @@ from pydicom.data import get_testdata_file
 from appliance.inference.bundle import Accepts, Gate, OperatingPoint, RefusalText, Score
 from appliance.reading import findings, metrics
 from appliance.reading.quality import words_for
-from appliance.reading.reader import Known, Reader
+from appliance.reading.reader import Reader
+from appliance.reading.requests import Known
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Modality, Triage
 from tests.simulated_models import CHEST, PNEUMONIA, SimulatedModels, SimulatedServed, chest, dicom, film, written
 

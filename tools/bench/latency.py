@@ -27,8 +27,8 @@ from appliance.pipeline import Pipeline
 from appliance.reading import xray
 from appliance.reading.decode import decode
 from appliance.reading.prepared import Picture
-from appliance.reading.process import ReadSettings
 from appliance.reading.reader import Reader
+from appliance.reading.requests import ReadSettings
 from appliance.records import CaptureState, Modality
 from appliance.store.store import Store
 from tools.bench.preprocess import film
