@@ -161,10 +161,68 @@ CREATE TABLE commitment (
 CREATE INDEX commitment_waiting ON commitment (sequence) WHERE state = 'waiting';
 CREATE TABLE scheduled (id TEXT PRIMARY KEY, sealed BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE worklist_answer (source TEXT PRIMARY KEY, taken TEXT NOT NULL, problem TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE patient (
+    key TEXT PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    number_key TEXT NOT NULL,
+    provisional INTEGER NOT NULL,
+    sealed BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX patient_number ON patient (number_key);
+CREATE TABLE visit (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    patient TEXT NOT NULL REFERENCES patient (key),
+    origin TEXT NOT NULL DEFAULT '',
+    open INTEGER NOT NULL DEFAULT 1,
+    boot_id TEXT NOT NULL,
+    monotonic_ns INTEGER NOT NULL,
+    wall TEXT NOT NULL,
+    sealed BLOB NOT NULL
+) STRICT;
+CREATE INDEX visit_open ON visit (sequence) WHERE open = 1;
+CREATE INDEX visit_patient ON visit (patient, sequence);
+CREATE UNIQUE INDEX visit_origin ON visit (origin) WHERE origin <> '';
+CREATE TABLE attachment (
+    capture_id TEXT NOT NULL REFERENCES capture (id),
+    revision INTEGER NOT NULL,
+    visit TEXT NOT NULL,
+    by TEXT NOT NULL,
+    confirmed TEXT NOT NULL,
+    differs TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    monotonic_ns INTEGER NOT NULL,
+    wall TEXT NOT NULL,
+    PRIMARY KEY (capture_id, revision)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX attachment_visit ON attachment (visit, capture_id);
+CREATE TABLE person (
+    id TEXT PRIMARY KEY,
+    role TEXT NOT NULL CHECK (role IN ('nurse', 'clinician', 'administrator')),
+    active INTEGER NOT NULL DEFAULT 1,
+    sealed BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE throttle (
+    subject TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL,
+    boot_id TEXT NOT NULL,
+    until_ns INTEGER NOT NULL,
+    pause_ns INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE token (
+    id TEXT PRIMARY KEY,
+    hash TEXT NOT NULL UNIQUE,
+    role TEXT NOT NULL CHECK (role IN ('nurse', 'clinician', 'administrator')),
+    by TEXT NOT NULL,
+    wall TEXT NOT NULL,
+    sealed BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 """``identity_key``: name, birth date and sex, blinded; ``conflict``: why ``conflicts_with`` is set (codes of ``identity``).
 ``study`` and ``performed_…``: what tells whether a study is complete. ``commitment``: what a sender asked to have confirmed.
-``scheduled``: the clinic's worklist as it last answered (``worklist_answer``: when)."""
+``scheduled``: the clinic's worklist as it last answered (``worklist_answer``: when). ``patient``, ``visit``, ``attachment``:
+whom captures were confirmed to be of. ``person``, ``token``: who may use the console; ``throttle``: who must wait (for
+``pause_ns``, again from the start in a new run of the box)."""
 
 MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from appliance.config import StorageConfig
 from appliance.records import Moment
 from appliance.store import audit
+from appliance.store.attachments import Attachments
 from appliance.store.captures import Captures
 from appliance.store.errors import InUse, StoreError
 from appliance.store.files import Files, RealFiles
@@ -22,6 +23,7 @@ from appliance.store.inbox import Inbox
 from appliance.store.journal import Journal, Transaction
 from appliance.store.keys import BoxKey, open_key
 from appliance.store.outbox import Outbox
+from appliance.store.patients import Patients
 from appliance.store.reserve import Reserve
 from appliance.store.transfers import Transfers
 from appliance.store.vault import Vault
@@ -69,6 +71,8 @@ class Store:
             self.outbox = Outbox(self.journal, self.key)
             self.transfers = Transfers(self.journal)
             self.inbox = Inbox(self.journal, self.key)
+            self.patients = Patients(self.journal, self.key)
+            self.attachments = Attachments(self.journal)
             self._same_key()
             self.reserve.hold()
             self.repair = self._repair()
