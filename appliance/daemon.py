@@ -91,7 +91,7 @@ class Daemon:
             if config.link.enabled
             else None
         )
-        self.originals = Originals(self.store, self._encoder(), self._wake_link)
+        self.originals = Originals(self.store, self._encoder(), self.wake_link)
         self.pipeline = Pipeline(
             self.store, self.worker, self.address.key, config.link, config.models.time_limit, self._reported
         )
@@ -252,9 +252,10 @@ class Daemon:
 
     def _reported(self) -> None:
         self.originals.notify()
-        self._wake_link()
+        self.wake_link()
 
-    def _wake_link(self) -> None:
+    def wake_link(self) -> None:
+        """There is something to send."""
         if self.link is not None:
             self.link.wake()
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet  # the builtin one only from Python 3.11 on
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -38,6 +38,7 @@ from appliance.records import (
     Triage,
 )
 from appliance.store import audit
+from appliance.store.attachments import within
 from appliance.store.captures import ATTEMPTS
 from appliance.store.errors import StoreError
 from appliance.store.journal import Transaction
@@ -195,21 +196,11 @@ class Pipeline:
             raise StoreError(f"capture {capture.id} is read but has no reading; run bedside doctor")
         small = self._preview(capture)
         blob = store.vault.put(small.data) if small is not None and small.data else None
-        payload = messages.encode(result_of(capture, reading, self._device, sequence))
-        message_id = messages.make_id("result", self._device, capture.id, "0")
         moment = store.now()
         critical = reading.triage is Triage.CRITICAL
 
         def report(tx: Transaction) -> None:
-            store.outbox.put(
-                tx,
-                message_id=message_id,
-                capture_id=capture.id,
-                leaf="result",
-                priority=Priority.of("result", reading.triage),
-                sha256=messages.sha256(payload),
-                payload=payload,
-            )
+            _put_result(store, tx, self._device, Entered(capture, reading, sequence))
             if blob is not None and small is not None:
                 store.transfers.put(
                     tx,
@@ -242,8 +233,55 @@ class Pipeline:
         return wanted == "all" or (wanted == "urgent" and triage is not Triage.ROUTINE)
 
 
-def result_of(capture: Capture, reading: Reading, device: str, sequence: int) -> messages.Result:
-    """The message that reports a reading. ``device`` is ``site/name``; ``sequence`` the journal's."""
+class Entered(NamedTuple):
+    """What a result is made of; ``sequence`` is the journal's."""
+
+    capture: Capture
+    reading: Reading
+    sequence: int
+
+
+def report_again(store: Store, tx: Transaction, device: str, capture_id: str) -> None:
+    """A person said whose capture it is: a reported one is reported once more, in the transaction that says so.
+
+    The hub takes it as the next revision: the same reading, of the patient and the visit that were confirmed. What has not
+    been reported yet will be with them anyway.
+    """
+    entry = store.captures.get(capture_id)
+    row = tx.one("SELECT state FROM capture WHERE id = ?", capture_id)
+    state = CaptureState.KEPT if row is None else CaptureState(row["state"])
+    reading = store.captures.reading(capture_id)
+    if reading is None or state not in (CaptureState.REPORTED, CaptureState.DELIVERED):
+        return
+    if state is CaptureState.DELIVERED:
+        store.captures.reopen(tx, capture_id)
+    _put_result(store, tx, device, Entered(entry.capture, reading, entry.sequence))
+
+
+def _put_result(store: Store, tx: Transaction, device: str, entered: Entered) -> None:
+    capture, reading = entered.capture, entered.reading
+    row = tx.one("SELECT count(*) AS n FROM outbox WHERE capture_id = ? AND leaf = 'result'", capture.id)
+    revision = int(row["n"]) if row else 0
+    word = store.attachments.current(capture.id, tx)
+    visit = store.patients.visit(word.visit, tx) if word is not None and word.visit else None
+    result = result_of(within(capture, visit), reading, device, entered.sequence, revision)
+    payload = messages.encode(result)
+    store.outbox.put(
+        tx,
+        message_id=result.id,
+        capture_id=capture.id,
+        leaf="result",
+        priority=Priority.of("result", reading.triage),
+        sha256=messages.sha256(payload),
+        payload=payload,
+    )
+
+
+def result_of(capture: Capture, reading: Reading, device: str, sequence: int, revision: int = 0) -> messages.Result:
+    """The message that reports a reading. ``device`` is ``site/name``; ``sequence`` the journal's.
+
+    ``revision``: how often this capture was reported before.
+    """
     shared = {name: _clipped(getattr(capture, name)) for name in CapturePart.__struct_fields__}
     engine = reading.engine
     model = (
@@ -262,8 +300,9 @@ def result_of(capture: Capture, reading: Reading, device: str, sequence: int) ->
     )
     rows, columns = reading.overlay_shape
     return messages.Result(
-        id=messages.make_id("result", device, capture.id, "0"),
+        id=messages.make_id("result", device, capture.id, str(revision)),
         sequence=sequence,
+        revision=revision,
         capture=CapturePart(**shared),
         status=reading.status,
         triage=reading.triage,

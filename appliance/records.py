@@ -65,7 +65,10 @@ class Moment(Record, frozen=True, kw_only=True):
 
 
 class Patient(Record, frozen=True, kw_only=True):
-    """Whom a capture is of, as far as the sender said. Every field may be empty: a capture without a name is still kept."""
+    """Whom a capture is of, as far as the sender said. Every field may be empty: a capture without a name is still kept.
+
+    ``age_until``: set when only a range of ages is known, from ``age_years`` up to this (years).
+    """
 
     id: str = ""
     issuer: str = ""
@@ -73,6 +76,7 @@ class Patient(Record, frozen=True, kw_only=True):
     birth_date: str = ""
     sex: Literal["", "M", "F", "O"] = ""
     age_years: float | None = None
+    age_until: float | None = None
 
 
 class Code(Record, frozen=True, kw_only=True):

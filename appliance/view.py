@@ -14,6 +14,7 @@ from appliance.capture.facts import FileReader
 from appliance.capture.header import NotDicom
 from appliance.capture.intake import Facts, IntakeError
 from appliance.console.context import Context, Door, Serving, StatusView, Upload
+from appliance.pipeline import report_again
 from appliance.records import Modality, Patient
 from appliance.store import audit, usage
 from appliance.store.captures import Kept
@@ -33,6 +34,9 @@ def bedside_view(daemon: Daemon) -> Context:
         add=lambda upload: _add(daemon, upload),
         note_agreement=lambda capture_id, agree: _note(daemon, capture_id, agree=agree),
         agreement=lambda capture_id: _agreement(daemon, capture_id),
+        report_again=lambda tx, capture_id: report_again(daemon.store, tx, daemon.address.key, capture_id),
+        wake=daemon.wake_link,
+        device=daemon.address.key,
     )
 
 

@@ -55,7 +55,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     view: str = ""
     accession_number: str = ""
     description: str = ""
+    encounter_id: str = ""
     position: str = ""
+
+
+def _nothing_more(_tx: Transaction, _kept: Kept) -> None:
+    """What is written with a capture's row when nobody asks for more."""
 
 
 class Incoming:
@@ -76,8 +81,11 @@ class Incoming:
         except OSError as error:
             raise self._intake.refused(error) from error
 
-    def keep(self, facts: Facts) -> Kept:
-        """Make it durable and known; on return it is saved (promise 1)."""
+    def keep(self, facts: Facts, also: Callable[[Transaction, Kept], None] = _nothing_more) -> Kept:
+        """Make it durable and known; on return it is saved (promise 1).
+
+        ``also`` is written in the same transaction. What it raises keeps the capture out: it had better not.
+        """
         intake, store = self._intake, self._intake.store
         if not self._writer.size:
             intake.counts["empty"] += 1
@@ -101,6 +109,7 @@ class Incoming:
             if not kept.duplicate:
                 detail = f"{capture.modality.value} {capture.size} bytes from {_door(facts.source)}"
                 audit.append(tx, moment, "kept", capture.id, detail + (" conflict" if kept.conflict else ""))
+            also(tx, kept)
             return kept
 
         try:

@@ -12,6 +12,7 @@ import msgspec
 
 from appliance.records import Modality, Record
 from appliance.store.captures import Kept
+from appliance.store.journal import Transaction
 from appliance.store.store import Store
 
 
@@ -85,6 +86,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     ``add``: keep a file, durable on return; raises ``appliance.capture.intake.IntakeError``.
     ``note_agreement``: the health worker agrees (``True``) or not with the reading of a capture; durable on return.
     ``agreement``: what was noted last, ``None`` when nothing was.
+    ``report_again``: called in the transaction that says whose a capture is, so that the hub learns it (see ``binding``).
+    ``wake``: called after it: there is something to send.
+    ``device``: ``site/name``, the issuer of the numbers that this box gives to patients who have none.
     """
 
     store: Store
@@ -93,3 +97,6 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     add: Callable[[Upload], Kept]
     note_agreement: Callable[[str, bool], None]
     agreement: Callable[[str], bool | None] = lambda _: None
+    report_again: Callable[[Transaction, str], None] = lambda _tx, _capture_id: None
+    wake: Callable[[], None] = lambda: None
+    device: str = "site-1/box-1"
