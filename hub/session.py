@@ -10,9 +10,7 @@ The seams are two private names of paho 2, ``_create_socket`` and ``_handle_publ
 
 from __future__ import annotations
 
-import contextlib
 import select
-import ssl
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,66 +18,8 @@ from typing import Any, NamedTuple
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+from appliance.protocol.buffered import BufferedSocket
 from hub.arrivals import Incoming
-
-_LARGEST_READ = 1 << 16
-_LARGEST_WAITING = 1 << 22
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-class BufferedSocket:
-    """What paho takes for its socket."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._read = b""
-        self._at = 0
-        self._waiting = bytearray()
-
-    def recv(self, size: int) -> bytes:
-        """Up to ``size`` bytes; raises what the socket raises when there are none yet."""
-        if self._at >= len(self._read):
-            self._read = self._inner.recv(_LARGEST_READ)
-            self._at = 0
-        part = self._read[self._at : self._at + size]
-        self._at += len(part)
-        return part
-
-    def send(self, data: bytes) -> int:
-        """Put ``data`` into the buffer; like a socket, it would block when the peer takes nothing for long."""
-        if len(self._waiting) > _LARGEST_WAITING and not self.flush():
-            raise BlockingIOError
-        self._waiting += data
-        return len(data)
-
-    def flush(self) -> bool:
-        """Send what waits; False when some of it still does."""
-        try:
-            while self._waiting:
-                sent = self._inner.send(self._waiting)
-                del self._waiting[:sent]
-        except _WOULD_BLOCK:
-            return False
-        return True
-
-    def pending(self) -> int:
-        """Bytes that can be read without asking the operating system."""
-        inner = self._inner.pending() if hasattr(self._inner, "pending") else 0
-        return len(self._read) - self._at + inner
-
-    def fileno(self) -> int:
-        """The socket's own."""
-        return int(self._inner.fileno())
-
-    def setblocking(self, flag: bool) -> None:
-        """The socket's own."""
-        self._inner.setblocking(flag)
-
-    def close(self) -> None:
-        """Flush as far as it goes (a DISCONNECT may wait), then close."""
-        with contextlib.suppress(OSError):
-            self.flush()
-        self._inner.close()
 
 
 class Delivered(NamedTuple):

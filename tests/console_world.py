@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import struct
 import zlib
 from pathlib import Path
@@ -148,7 +147,7 @@ class World:
         store.journal.write(put)
         if receipt:
             store.journal.write(lambda tx: store.outbox.close(tx, message, "0" * 64, "delivered"))
-            store.journal.write(functools.partial(store.captures.delivered_if_complete, capture_id=capture_id))
+            store.journal.write(lambda tx: store.captures.delivered_if_complete(tx, capture_id))
 
     def review(self, capture_id: str, decision: str = "accept", **rest: Any) -> None:
         """The radiologist's word comes back."""

@@ -3,7 +3,8 @@
 Rules, in the order of a capture's life:
 
 1. ``keep``: the blob is durable before the row is written; the same bytes are the same capture, once. The same SOP Instance
-   UID with other bytes is another capture, kept, and marked as conflicting with the first.
+   UID with other bytes is another capture, kept, and marked as conflicting with the first; so is one whose patient contradicts
+   what was kept under the same number or study (``identity`` has the reason codes). Nothing is ever merged.
 2. ``begin_attempt`` is written *before* a reading starts, so that a capture that takes the process down is counted even when
    the whole box goes down. The third failed attempt sets it aside: it is not tried again, it still goes to a human.
 3. ``checked`` needs ``kept``, ``read`` needs ``checked``, ``reported`` needs ``read``, ``delivered`` needs ``reported`` and
@@ -23,6 +24,7 @@ import msgspec
 
 from appliance.records import Capture, CaptureState, Reading, Triage
 from appliance.store.errors import IllegalTransition, StoreError
+from appliance.store.identity import INSTANCE, Keys, conflict, identity
 from appliance.store.journal import Reader, Row, Transaction
 from appliance.store.keys import BoxKey
 
@@ -33,18 +35,23 @@ _ORDER = tuple(state.value for state in CaptureState)
 
 
 class Kept(NamedTuple):
-    """The answer of ``keep``. ``duplicate``: these bytes were kept before. ``conflict``: same instance, other bytes."""
+    """The answer of ``keep``. ``duplicate``: these bytes were kept before. ``conflict``: same instance, other bytes.
+
+    ``reasons``: all that it contradicts, by the codes of ``identity.REASONS``.
+    """
 
     capture_id: str
     duplicate: bool
     conflict: bool
+    reasons: tuple[str, ...] = ()
 
 
 class Entry(NamedTuple):
     """A capture with where it stands.
 
     ``removed``: when its files went (RFC 3339), empty while they are here. ``raised``: how often it was raised because it is
-    critical and nobody had taken note; 0 once somebody has.
+    critical and nobody had taken note; 0 once somebody has. ``reasons``: why ``conflicts_with`` is set, by the codes of
+    ``identity.REASONS``.
     """
 
     sequence: int
@@ -55,6 +62,7 @@ class Entry(NamedTuple):
     conflicts_with: str
     removed: str = ""
     raised: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 class Captures:
@@ -68,33 +76,35 @@ class Captures:
         """Write the row of a capture whose blob is durable. Lower ``urgency`` is read first."""
         if tx.one("SELECT 1 FROM capture WHERE id = ?", capture.id):
             return Kept(capture.id, duplicate=True, conflict=False)
-        instance = self._blind("instance", capture.instance_uid)
-        other = (
-            tx.one(  # the second term lets SQLite use the partial index: without it every keep reads all captures
-                "SELECT id FROM capture WHERE instance_key = ? AND instance_key <> '' ORDER BY sequence", instance
-            )
-            if instance
-            else None
-        )
         patient = capture.patient
+        keys = Keys(
+            self._blind("instance", capture.instance_uid),
+            self._blind("study", capture.study_uid),
+            self._blind("patient", f"{patient.issuer}\0{patient.id}" if patient.id else ""),
+            self._blind("identity", identity(patient)),
+        )
+        found = conflict(tx, keys, patient, lambda row: self._unsealed(row).patient)
         tx.insert(
             "INSERT INTO capture (id, sha256, size, modality, state, urgency, study_key, instance_key, patient_key,"
-            " conflicts_with, boot_id, monotonic_ns, wall, sealed) VALUES (?, ?, ?, ?, 'kept', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " identity_key, conflicts_with, conflict, boot_id, monotonic_ns, wall, sealed)"
+            " VALUES (?, ?, ?, ?, 'kept', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             capture.id,
             capture.sha256,
             capture.size,
             capture.modality.value,
             urgency,
-            self._blind("study", capture.study_uid),
-            instance,
-            self._blind("patient", f"{patient.issuer}\0{patient.id}" if patient.id else ""),
-            other["id"] if other else "",
+            keys.study,
+            keys.instance,
+            keys.patient,
+            keys.identity,
+            found.capture_id,
+            " ".join(found.reasons),
             capture.received.boot_id,
             capture.received.monotonic_ns,
             capture.received.wall,
-            self._key.seal(msgspec.json.encode(capture), f"capture:{capture.id}"),
+            self._key.seal(msgspec.json.encode(capture), sealed_as(capture.id)),
         )
-        return Kept(capture.id, duplicate=False, conflict=other is not None)
+        return Kept(capture.id, duplicate=False, conflict=INSTANCE in found.reasons, reasons=found.reasons)
 
     def begin_attempt(self, tx: Transaction, capture_id: str) -> int:
         """Count an attempt at reading before it starts; returns its number, from 1."""
@@ -137,21 +147,17 @@ class Captures:
             raise IllegalTransition(f"capture {capture_id}: reported without a result in the outbox")
         self._advance(tx, capture_id, CaptureState.READ, CaptureState.REPORTED)
 
-    def delivered_if_complete(self, tx: Transaction, capture_id: str) -> bool:
-        """Mark delivered once nothing of the capture waits; whether it is delivered now."""
-        row = tx.one("SELECT state FROM capture WHERE id = ?", capture_id)
-        if row is None or row["state"] == CaptureState.DELIVERED.value:
-            return row is not None
-        open_rows = tx.one(
-            "SELECT (SELECT count(*) FROM outbox WHERE capture_id = ?1 AND state <> 'delivered')"
-            " + (SELECT count(*) FROM transfer WHERE capture_id = ?1 AND state <> 'delivered')"
-            " + (SELECT count(*) FROM original WHERE capture_id = ?1) AS n",
-            capture_id,
+    def delivered_if_complete(self, tx: Transaction, *capture_ids: str) -> list[str]:
+        """Mark those delivered of which nothing waits any more; which these are."""
+        marks = ", ".join("?" * len(capture_ids))
+        rows = tx.all(
+            f"UPDATE capture SET state = 'delivered' WHERE id IN ({marks}) AND +state = 'reported'"  # noqa: S608 - marks only
+            " AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.capture_id = capture.id AND o.state <> 'delivered')"
+            " AND NOT EXISTS (SELECT 1 FROM transfer t WHERE t.capture_id = capture.id AND t.state <> 'delivered')"
+            " AND NOT EXISTS (SELECT 1 FROM original WHERE original.capture_id = capture.id) RETURNING id",
+            *capture_ids,
         )
-        if row["state"] != CaptureState.REPORTED.value or open_rows is None or open_rows["n"]:
-            return False
-        self._advance(tx, capture_id, CaptureState.REPORTED, CaptureState.DELIVERED)
-        return True
+        return [row[0] for row in rows]
 
     def reopen(self, tx: Transaction, capture_id: str) -> None:
         """The hub lost what it had confirmed (restored from a backup): delivered becomes reported again."""
@@ -273,17 +279,25 @@ class Captures:
         tx.run("UPDATE capture SET state = ? WHERE id = ?", after.value, capture_id)
 
     def _entry(self, row: Row) -> Entry:
-        plain = self._key.unseal(row["sealed"], f"capture:{row['id']}")
         return Entry(
             sequence=row["sequence"],
-            capture=msgspec.json.decode(plain, type=Capture),
+            capture=self._unsealed(row),
             state=CaptureState(row["state"]),
             attempts=row["attempts"],
             set_aside=row["set_aside"],
             conflicts_with=row["conflicts_with"],
             removed=row["removed"],
             raised=row["raised"],
+            reasons=tuple(row["conflict"].split()) or ((INSTANCE,) if row["conflicts_with"] else ()),
         )
+
+    def _unsealed(self, row: Row) -> Capture:
+        return msgspec.json.decode(self._key.unseal(row["sealed"], sealed_as(row["id"])), type=Capture)
 
     def _blind(self, kind: str, text: str) -> str:
         return self._key.blind(f"{kind}:{text}") if text else ""
+
+
+def sealed_as(capture_id: str) -> str:
+    """The context in which a capture's record is sealed."""
+    return f"capture:{capture_id}"

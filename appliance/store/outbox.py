@@ -12,11 +12,13 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import enum
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from appliance.records import Triage
-from appliance.store.errors import IllegalTransition, StoreError
+from appliance.store.errors import Damaged, IllegalTransition, StoreError
 from appliance.store.journal import Reader, Row, Transaction
 from appliance.store.keys import BoxKey
 
@@ -111,6 +113,19 @@ class Outbox:
         capture_id: str = row["capture_id"]
         return capture_id
 
+    def close_delivered(self, tx: Transaction, confirmed: Sequence[tuple[str, str]]) -> set[str]:
+        """``close`` as delivered for many (id, SHA-256) at once; the captures that the closed rows belong to."""
+        if not confirmed:
+            return set()
+        marks = ", ".join(["(?, ?)"] * len(confirmed))
+        rows = tx.all(
+            f"WITH receipt (id, sha256) AS (VALUES {marks})"  # noqa: S608 - marks only
+            " UPDATE outbox SET state = 'delivered', reason = '' FROM receipt WHERE outbox.id = receipt.id"
+            " AND outbox.sha256 = receipt.sha256 AND outbox.state <> 'delivered' RETURNING capture_id",
+            *(value for pair in confirmed for value in pair),
+        )
+        return {row[0] for row in rows}
+
     def reopen(self, tx: Transaction, capture_id: str) -> int:
         """Send everything of a capture again (the hub asked for it); how many rows."""
         return tx.run("UPDATE outbox SET state = 'waiting', reason = '' WHERE capture_id = ?", capture_id)
@@ -130,6 +145,20 @@ class Outbox:
         if row is None:
             raise StoreError(f"no message {message_id!r} in the outbox")
         return self._key.unseal(row["sealed"], f"outbox:{message_id}")
+
+    def payloads(self, message_ids: Sequence[str]) -> dict[str, bytes]:
+        """The bytes to send of several messages; those that can't be unsealed are missing."""
+        marks = ", ".join("?" * len(message_ids))
+        rows = self._journal.all(f"SELECT id, sealed FROM outbox WHERE id IN ({marks})", *message_ids)  # noqa: S608
+        found = {}
+        for identity, sealed in rows:
+            with contextlib.suppress(Damaged):
+                found[identity] = self._key.unseal(sealed, f"outbox:{identity}")
+        return found
+
+    def trouble(self, tx: Transaction, message_id: str, reason: str) -> None:
+        """Note why a message can't be sent now."""
+        tx.run("UPDATE outbox SET reason = ? WHERE id = ? AND state = 'waiting'", reason[:500], message_id)
 
     def state(self, message_id: str) -> str | None:
         """The state of a message."""

@@ -1,36 +1,39 @@
 """The MQTT 5 session with the broker: one thread that connects, paces and reconnects; the one place that talks MQTT here.
 
-What this module keeps true: nothing is published before CONNACK; a new paho client is made for every connection, so that
-nothing ever waits in paho's memory that the outbox could not send again; what the hub says is acknowledged to the broker
-only after it is durable in the inbox (``manual_ack``). Back-off from ``reconnect_from`` to ``reconnect_to`` seconds, doubled
-and jittered, by the monotonic clock; it starts over once a connection has lived for a while.
+What this module keeps true: nothing is published before CONNACK; a new session is made for every connection, so that nothing
+ever waits in its memory that the outbox could not send again; what the hub says is acknowledged to the broker only after it
+is durable in the inbox. One thread reads and writes the socket, another waits for the disk. Back-off from ``reconnect_from``
+to ``reconnect_to`` seconds, doubled and jittered, by the monotonic clock; it starts over once a connection has lived for a
+while.
 """
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from appliance.config import LinkConfig
 from appliance.protocol.messages import Status, encode
-from appliance.protocol.topics import Address, TopicError, parse
+from appliance.protocol.topics import UP, Address, TopicError, parse
 from appliance.records import Moment
 from appliance.sync.certificates import tls_context
 from appliance.sync.uplink import Uplink
 
 if TYPE_CHECKING:
-    from paho.mqtt.client import Client, MQTTMessage
+    from paho.mqtt.client import MQTTMessage
+
+    from appliance.sync.session import Session, Waker
 
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 SESSION_EXPIRY = 30 * 24 * 3600
 """Seconds for which the broker keeps what the hub says while the box is offline."""
@@ -64,14 +67,15 @@ class Link:
         self._received = received
         self._status = status
         self._stop = threading.Event()
-        self._wake = threading.Event()
         self._down = threading.Event()
         self._up = threading.Event()
-        self._client: Client | None = None
+        self._waker: Waker | None = None
+        self._session: Session | None = None
         self._tokens: dict[int, int] = {}
-        self._headers: dict[str, Any] = {}
-        self._acknowledged: SimpleQueue[int] = SimpleQueue()
-        self._arrived: SimpleQueue[tuple[Client, MQTTMessage] | None] = SimpleQueue()
+        self._topics: dict[str, str] = {leaf: address.up(leaf) for leaf in UP}
+        self._taken: SimpleQueue[tuple[Session, int]] = SimpleQueue()
+        self._replies: SimpleQueue[bytes] = SimpleQueue()
+        self._arrived: SimpleQueue[tuple[Session, MQTTMessage] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="link", daemon=True)
         self._taker = threading.Thread(target=self._take, name="link-taker", daemon=True)
         self.counts: Counter[str] = Counter()
@@ -86,54 +90,47 @@ class Link:
 
     def start(self) -> None:
         """Start the threads."""
+        from appliance.sync.session import Waker
+
+        self._waker = Waker()
         self._thread.start()
         self._taker.start()
 
     def stop(self) -> None:
         """Say goodbye if connected, then end the thread."""
         self._stop.set()
-        self._down.set()
-        self._wake.set()
+        self._ring()
         self._arrived.put(None)
         for thread in (self._thread, self._taker):
             if thread.is_alive():
                 thread.join(timeout=10)
+        if self._waker is not None and not self._thread.is_alive():
+            self._waker.close()
 
     def wake(self) -> None:
         """Something new waits for the link."""
         self._uplink.changed()
-        self._wake.set()
+        self._ring()
 
     def publish(
         self, leaf: str, payload: bytes, token: int, content_type: str, properties: Sequence[tuple[str, str]]
     ) -> bool:
         """See ``uplink.Wire``."""
-        from paho.mqtt.packettypes import PacketTypes
-        from paho.mqtt.properties import Properties
-
-        client = self._client
-        if client is None or self._down.is_set():
+        session = self._session
+        number = session.post(self._topics[leaf], payload, content_type, properties) if session is not None else 0
+        if not number:
             return False
-        header = None if properties else self._headers.get(content_type)
-        if header is None:
-            header = Properties(PacketTypes.PUBLISH)
-            header.ContentType = content_type
-            if properties:
-                header.UserProperty = list(properties)
-            else:
-                self._headers[content_type] = header
-        topic = self._address.up(leaf)  # type: ignore[arg-type]  # checked by the topic itself
-        info = client.publish(topic, payload, qos=1, properties=header)
-        if info.rc != 0:
-            return False
-        self._tokens[info.mid] = token
+        self._tokens[number] = token
         return True
 
     def reply(self, payload: bytes) -> None:
         """Publish a receipt for what came down; lost with the connection, and then asked for again."""
-        client = self._client
-        if client is not None and not self._down.is_set():
-            client.publish(self._address.up("receipt"), payload, qos=1)
+        self._replies.put(payload)
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._waker is not None:
+            self._waker.ring()
 
     def _serve(self) -> None:
         pause = self._config.reconnect_from
@@ -153,69 +150,71 @@ class Link:
         self._down.clear()
         self._up.clear()
         self._tokens.clear()
-        self._acknowledged = SimpleQueue()
-        client = self._make_client()
-        client.connect(
-            self._config.host,
-            self._config.port,
-            keepalive=self._config.keep_alive,
-            clean_start=False,
-            properties=_connect_properties(self._config.in_flight),
-        )
-        client.loop_start()
+        self._taken, self._replies = SimpleQueue(), SimpleQueue()
+        session = self._make_session()
         try:
-            self._run(client)
+            session.connect(
+                self._config.host,
+                self._config.port,
+                keepalive=self._config.keep_alive,
+                clean_start=False,
+                properties=_connect_properties(self._config.in_flight),
+            )
+            self._run(session)
         finally:
-            self._client = None
+            self._session = None
             self._uplink.disconnected()
-            if self._stop.is_set() and self._up.is_set():
-                with contextlib.suppress(ValueError, OSError):
-                    client.publish(self._address.up("status"), encode(self._status(False)), qos=1, retain=True)
-                    time.sleep(0.05)
-                client.disconnect()
-            client.loop_stop()
+            if self._stop.is_set() and self._up.is_set() and not self._down.is_set():
+                session.post(self._topics["status"], encode(self._status(False)), retain=True)
+                session.disconnect()
+                session.turn(0.05)
+            session.release()
             if self._up.is_set():
                 self.since = time.monotonic()
             self._up.clear()
 
-    def _run(self, client: Client) -> None:
+    def _run(self, session: Session) -> None:
         deadline = time.monotonic() + 20
-        while not self._up.wait(0.05):
-            if self._down.is_set() or self._stop.is_set():
+        while not self._up.is_set():
+            if not session.turn(0.05) or self._down.is_set() or self._stop.is_set():
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError("the broker did not answer CONNECT within 20 s")
         self.since, self.problem = time.monotonic(), ""
         self.counts["connected"] += 1
-        self._client = client
-        self._uplink.connected(self)
+        self._session = session
+        self._uplink.connected(self, session.receive_maximum)
         next_status = 0.0
         while not (self._down.is_set() or self._stop.is_set()):
             now = time.monotonic()
             if now >= next_status:
                 next_status = now + STATUS_EVERY
-                client.publish(self._address.up("status"), encode(self._status(True)), qos=1, retain=True)
-            self._wake.clear()
-            self._drain_acknowledged()
+                session.post(self._topics["status"], encode(self._status(True)), retain=True)
+            self._answer(session)
             pause = self._uplink.step()
             self.progress += 1
-            self._wake.wait(pause)
+            if not session.turn(pause):
+                return
 
-    def _make_client(self) -> Client:
-        from paho.mqtt.client import CallbackAPIVersion, Client, MQTTv5
+    def _answer(self, session: Session) -> None:
+        """Acknowledge to the broker what is durable, and send the receipts for it."""
+        for payload in _drained(self._replies):
+            session.post(self._topics["receipt"], payload)
+        for of, number in _drained(self._taken):
+            if of is session:
+                session.acknowledge(number)
+
+    def _make_session(self) -> Session:
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
+        from appliance.sync.session import Session, Waker
+
         config = self._config
-        client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=f"bedside-{self._address.site}-{self._address.device}",
-            protocol=MQTTv5,
-            reconnect_on_failure=False,
-            manual_ack=True,
-        )
+        self._waker = self._waker or Waker()
+        name = f"bedside-{self._address.site}-{self._address.device}"
+        client = Session(name, self._on_published, self._waker)
         client.connect_timeout = 10
-        client.max_inflight_messages_set(0)  # the uplink has its own window
         if config.username:
             password = Path(config.password_file).read_text().strip() if config.password_file else None
             client.username_pw_set(config.username, password)
@@ -226,43 +225,37 @@ class Link:
         client.will_set(self._address.up("status"), encode(self._status(False)), qos=1, retain=True, properties=will)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
         client.on_message = self._on_message
         return client
 
-    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_connect(self, client: Session, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self.problem = f"the broker refused: {reason}"
             self.counts["refused"] += 1
             self._down.set()
             return
+        client.allowed(properties)
         client.subscribe([(self._address.down(leaf), _one()) for leaf in ("receipt", "review", "command")])
         self._up.set()
 
-    def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_disconnect(self, _client: Session, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure and not self.problem:
             self.problem = f"connection lost: {reason}"
         self._down.set()
-        self._wake.set()
 
-    def _on_publish(self, _client: Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
-        # paho holds a lock here that publish needs: nothing may be waited for
-        self._acknowledged.put(mid)
-        self._wake.set()
+    def _on_published(self, number: int, taken: bool) -> None:
+        token = self._tokens.pop(number, None)
+        self.counts["not-published"] += not taken
+        if token is not None:
+            self._uplink.acknowledged(token)
 
-    def _on_message(self, client: Client, _data: Any, message: MQTTMessage) -> None:
+    def _on_message(self, client: Session, _data: Any, message: MQTTMessage) -> None:
         self._arrived.put((client, message))
 
-    def _drain_acknowledged(self) -> None:
-        while not self._acknowledged.empty():
-            token = self._tokens.pop(self._acknowledged.get(), None)
-            if token is not None:
-                self._uplink.acknowledged(token)
-
     def _take(self) -> None:
-        """Take what came down, one after another, and acknowledge it to the broker once it is durable."""
+        """Take what came down, one after another, and have it acknowledged to the broker once it is durable."""
         while (item := self._arrived.get()) is not None:
-            client, message = item
+            session, message = item
             try:
                 _, _, leaf = parse(message.topic)
                 self._received(leaf, bytes(message.payload))
@@ -272,8 +265,15 @@ class Link:
                 self.counts["not-taken"] += 1
                 _log.exception("a message from the hub could not be taken")
                 continue
-            client.ack(message.mid, message.qos)
-            self._wake.set()
+            if message.qos:
+                self._taken.put((session, message.mid))
+            self._ring()
+
+
+def _drained(queue: SimpleQueue[T]) -> Iterator[T]:
+    """What is in the queue now; this thread alone takes from it."""
+    while not queue.empty():
+        yield queue.get_nowait()
 
 
 def _one() -> Any:

@@ -49,8 +49,9 @@ class Pacing:
         self.rate = 0.0
         self.reset()
 
-    def reset(self) -> None:
+    def reset(self, maximum_messages: int | None = None) -> None:
         """A new connection: nothing is on its way. Window and rate are kept as a first guess."""
+        self._maximum_messages = maximum_messages or self._maximum_messages
         self._flying: dict[int, _Flying] = {}
         self._bytes = 0
         self._delivered = 0

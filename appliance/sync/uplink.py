@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -41,6 +42,8 @@ AWAITING = 500
 AHEAD = 2 << 20
 """Bytes of one transfer sent and not yet confirmed by the hub."""
 REFUSED_PAUSE = 600.0
+FETCHED, FETCHED_BYTES = 32, 1 << 20
+"""Most messages, and bytes of them, that are read from the journal at once."""
 _OVERHEAD = 60
 _CHUNK_OVERHEAD = 240
 _PATIENCE = 64
@@ -95,7 +98,8 @@ class Uplink:
         self._wire: Wire | None = None
         self._awaiting: dict[str, float] = {}
         self._held: dict[str, float] = {}
-        self._ready: list[Item] = []
+        self._ready: deque[Item] = deque()
+        self._payloads: dict[str, bytes] = {}
         self._sending: dict[str, _Sending] = {}
         self._changed = True
         self._grace_until = 0.0
@@ -117,11 +121,14 @@ class Uplink:
         """Something new waits: look again before the next send."""
         self._changed = True
 
-    def connected(self, wire: Wire) -> None:
-        """A new connection stands: whatever was on its way is unknown and will be sent again unless receipted."""
+    def connected(self, wire: Wire, receive_maximum: int = 65535) -> None:
+        """A new connection stands: whatever was on its way is unknown and will be sent again unless receipted.
+
+        ``receive_maximum``: messages that the broker takes without having acknowledged them.
+        """
         with self._lock:
             self._wire = wire
-            self._pacing.reset()
+            self._pacing.reset(min(self._config.in_flight, receive_maximum))
             self._awaiting.clear()
             self._sending.clear()
             self._changed = True
@@ -169,18 +176,21 @@ class Uplink:
             return []
 
         def apply(tx: Transaction) -> list[str]:
-            touched = set()
+            plain = [(item.id, item.sha256) for item, outcome in final if _is_message(item) and outcome == "delivered"]
+            touched: set[str | None] = {*self._store.outbox.close_delivered(tx, plain)}
             for item, outcome in final:
-                machine = self._store.transfers if item.id.startswith("blob:") else self._store.outbox
-                touched.add(machine.close(tx, item.id, item.sha256, outcome, item.reason))
-            return [one for one in sorted(filter(None, touched)) if self._store.captures.delivered_if_complete(tx, one)]
+                if not _is_message(item):
+                    touched.add(self._store.transfers.close(tx, item.id, item.sha256, outcome, item.reason))
+                elif outcome != "delivered":
+                    touched.add(self._store.outbox.close(tx, item.id, item.sha256, outcome, item.reason))
+            return self._store.captures.delivered_if_complete(tx, *filter(None, touched))
 
         delivered = self._store.journal.write(apply)
         with self._lock:
             for item, _ in final:
                 self._sending.pop(item.id, None)
                 self._offsets.pop(item.id, None)
-            self._changed = self._changed or any(item.id.startswith("blob:") for item, _ in final)
+            self._changed = self._changed or not all(_is_message(item) for item, _ in final)
         return delivered
 
     def _partial(self, item: ReceiptItem) -> None:
@@ -195,19 +205,18 @@ class Uplink:
         if self._changed or (not self._ready and len(self._awaiting) <= AWAITING * 3 // 4):
             self._reload()
         message = next((item for item in self._ready if self._may(item.critical)), None)
-        sending = self._next_transfer(now)
+        sending = self._next_transfer(now) if self._sending else None
         if message is not None and (sending is None or message.priority <= sending.transfer.priority):
-            self._ready.remove(message)
+            self._ready.remove(message)  # nearly always the first: a deque gives that up at once
             return self._send_message(message, now)
         return sending is not None and self._send_chunk(sending, now)
 
     def _reload(self) -> None:
         self._changed = False
-        self._ready = []
         waiting = self._store.outbox.waiting(AWAITING + len(self._awaiting) + len(self._held))
         fresh = [item for item in waiting if item.id not in self._awaiting and item.id not in self._held]
         room = AWAITING - len(self._awaiting)
-        self._ready = fresh[:room] if room > 0 else [item for item in fresh if item.critical]
+        self._ready = deque(fresh[:room] if room > 0 else [item for item in fresh if item.critical])
         waiting_transfers = self._store.transfers.waiting(16 + len(self._held))
         present = self._sending
         self._sending = {
@@ -242,11 +251,33 @@ class Uplink:
         return spent - spent_critical < self._config.daily_budget * MB
 
     def _send_message(self, item: Item, now: float) -> bool:
-        payload = self._store.outbox.payload(item.id)
+        payload = self._payload(item)
+        if payload is None:
+            self._unsealable(item, now)
+            return True
         if not self._publish(item.leaf, payload, _OVERHEAD, now, critical=item.critical):
             return False
         self._awaiting[item.id] = now + self._config.receipt_timeout * self._patience
         return True
+
+    def _payload(self, item: Item) -> bytes | None:
+        """The message's bytes; the next ones are fetched with them, because asking costs more than what is asked for."""
+        if item.id not in self._payloads:
+            wanted, size = [item.id], item.size
+            for other in itertools.islice(self._ready, FETCHED - 1):
+                size += other.size
+                if size > FETCHED_BYTES:
+                    break
+                wanted.append(other.id)
+            self._payloads = self._store.outbox.payloads(wanted)
+        return self._payloads.pop(item.id, None)
+
+    def _unsealable(self, item: Item, now: float) -> None:
+        """One message that the disk lost must not stop the link either."""
+        reason = "can't be unsealed; it was changed on disk or sealed with another box's key"
+        _log.error("a message can't be sent", capture=item.capture_id, id=item.id, reason=reason)
+        self._held[item.id] = now + REFUSED_PAUSE
+        self._store.journal.submit(lambda tx: self._store.outbox.trouble(tx, item.id, reason))
 
     def _send_chunk(self, sending: _Sending, now: float) -> bool:
         transfer = sending.transfer
@@ -336,6 +367,10 @@ class Uplink:
                 self._store.transfers.confirm(tx, identity, sha256, offset)
 
         self._store.journal.submit(write)
+
+
+def _is_message(item: ReceiptItem) -> bool:
+    return not item.id.startswith("blob:")
 
 
 __all__ = ["AHEAD", "AWAITING", "GRACE", "Priority", "Uplink", "Wire"]
