@@ -21,6 +21,11 @@ class SimulatedIntake:
         self.open_now = 0
         self.opened = 0
         self.lock = threading.Lock()
+        self.ended: list[tuple[frozenset[str], bool]] = []
+
+    def association_ended(self, study_uids: frozenset[str], *, in_order: bool) -> None:
+        if study_uids:
+            self.ended.append((frozenset(study_uids), in_order))
 
     def room(self, expected: int = 0) -> None:
         if self.room_for is not None and self.room_for <= expected:

@@ -24,13 +24,14 @@ SOP_CLASS, SOP_INSTANCE = 0x00080016, 0x00080018
 STUDY_DESCRIPTION, SERIES_DESCRIPTION, ANATOMIC_REGION = 0x00081030, 0x0008103E, 0x00082218
 NAME, PATIENT_ID, ISSUER, BIRTH_DATE, SEX, AGE = 0x00100010, 0x00100020, 0x00100021, 0x00100030, 0x00100040, 0x00101010
 BODY_PART, VIEW_POSITION = 0x00180015, 0x00185101
-STUDY_UID, SERIES_UID = 0x0020000D, 0x0020000E
+STUDY_UID, SERIES_UID, STUDY_INSTANCES = 0x0020000D, 0x0020000E, 0x00201208
 VIEW_CODE = 0x00540220
 WANTED = frozenset(
     {
         *(CHARACTER_SET, STUDY_DATE, ACCESSION, MODALITY, SOP_CLASS, SOP_INSTANCE),
         *(STUDY_DESCRIPTION, SERIES_DESCRIPTION, ANATOMIC_REGION),
         *(NAME, PATIENT_ID, ISSUER, BIRTH_DATE, SEX, AGE, BODY_PART, VIEW_POSITION, STUDY_UID, SERIES_UID, VIEW_CODE),
+        STUDY_INSTANCES,
     }
 )
 
@@ -108,6 +109,7 @@ def facts_of_data_set(
         view=_view(text(VIEW_POSITION), meaning(VIEW_CODE)),
         accession_number=text(ACCESSION),
         description=description,
+        study_instances=_count(text(STUDY_INSTANCES)),
         position=next((word for word in _POSITIONS if word in description.lower()), "") if sop_class == _AUDIO else "",
     )
 
@@ -234,6 +236,11 @@ def _age(age: str, birth_date: str, study_date: str) -> float | None:
         return None
     days = (studied - born).days
     return round(days / 365.25, 3) if days >= 0 else None
+
+
+def _count(text: str) -> int:
+    """An integer string of at most six digits; 0 for anything else."""
+    return int(text) if re.fullmatch(r"\+?\d{1,6}", text.strip(), re.ASCII) else 0
 
 
 def _view(position: str, meaning: str) -> str:

@@ -7,8 +7,9 @@ kept is refused here, at once, and never dropped later.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 
 import msgspec
@@ -39,7 +40,10 @@ class StoreFull(IntakeError):  # noqa: N818 - the condition's name
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sender or the file says of a capture."""
+    """What the sender or the file says of a capture.
+
+    ``study_instances``: how many instances it says the study has, 0 if it doesn't.
+    """
 
     modality: Modality
     media_type: str
@@ -57,6 +61,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     encounter_id: str = ""
     position: str = ""
+    study_instances: int = 0
 
 
 def _nothing_more(_tx: Transaction, _kept: Kept) -> None:
@@ -101,14 +106,17 @@ class Incoming:
             sha256=blob.sha256,
             size=blob.size,
             received=moment,
-            **{field: getattr(facts, field) for field in facts.__struct_fields__},
+            **{field: getattr(facts, field) for field in facts.__struct_fields__ if field != "study_instances"},
         )
 
         def keep(tx: Transaction) -> Kept:
             kept = store.captures.keep(tx, capture)
+            door = _door(facts.source)
             if not kept.duplicate:
-                detail = f"{capture.modality.value} {capture.size} bytes from {_door(facts.source)}"
-                audit.append(tx, moment, "kept", capture.id, detail + (" conflict" if kept.conflict else ""))
+                detail = f"{capture.modality.value} {capture.size} bytes from {door}"
+                audit.append(tx, moment, "kept", capture.id, " ".join((detail, *kept.reasons)))
+            by_association = door == "dicom"
+            store.studies.arrived(tx, capture.study_uid, facts.study_instances, by_association=by_association)
             also(tx, kept)
             return kept
 
@@ -161,6 +169,12 @@ class Intake:
         """Begin a capture; raises ``StoreFull`` when there is no room for any."""
         self.room()
         return Incoming(self)
+
+    def association_ended(self, study_uids: Collection[str], *, in_order: bool) -> None:
+        """The association that brought something of these studies is over; written soon, and not waited for."""
+        if study_uids:
+            with contextlib.suppress(StoreError):  # it is closing: at the next start what was open is called broken off
+                self.store.journal.submit(lambda tx: self.store.studies.ended(tx, study_uids, in_order=in_order))
 
     def refused(self, error: OSError) -> IntakeError:
         """The error to raise for what the operating system said; counted and logged without content."""

@@ -7,6 +7,7 @@ everything that had been acknowledged is there and everything half done is eithe
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from appliance.records import Moment
 from appliance.store import audit
 from appliance.store.attachments import Attachments
 from appliance.store.captures import Captures
-from appliance.store.errors import InUse, StoreError
+from appliance.store.commitments import Commitments
+from appliance.store.errors import Damaged, InUse, StoreError
 from appliance.store.files import Files, RealFiles
 from appliance.store.inbox import Inbox
 from appliance.store.journal import Journal, Transaction
@@ -25,8 +27,10 @@ from appliance.store.keys import BoxKey, open_key
 from appliance.store.outbox import Outbox
 from appliance.store.patients import Patients
 from appliance.store.reserve import Reserve
+from appliance.store.studies import Studies
 from appliance.store.transfers import Transfers
 from appliance.store.vault import Vault
+from appliance.store.worklist import Worklist
 
 MB = 1 << 20
 
@@ -71,6 +75,9 @@ class Store:
             self.outbox = Outbox(self.journal, self.key)
             self.transfers = Transfers(self.journal)
             self.inbox = Inbox(self.journal, self.key)
+            self.studies = Studies(self.journal, self.key)
+            self.worklist = Worklist(self.journal, self.key)
+            self.commitments = Commitments(self.journal, self.key, self._intact)
             self.patients = Patients(self.journal, self.key)
             self.attachments = Attachments(self.journal)
             self._same_key()
@@ -93,6 +100,14 @@ class Store:
         """Commit what was submitted and let go of the folder."""
         self.journal.close()
         os.close(self._lock)
+
+    def _intact(self, sha256: str) -> None:
+        """Raise unless the blob can be read whole and has this hash; a frame of it in memory at a time."""
+        found = hashlib.sha256()
+        for frame in self.vault.frames(sha256):
+            found.update(frame)
+        if found.hexdigest() != sha256:
+            raise Damaged(f"blob {sha256[:12]}…: content has another hash; the disk may be failing")
 
     def _same_key(self) -> None:
         mark = self.key.blind("bedside journal")
@@ -131,6 +146,7 @@ class Store:
         moment = self.now()
 
         def mend(tx: Transaction) -> int:
+            self.studies.interrupted(tx)
             for capture_id in missing:
                 tx.run("UPDATE capture SET set_aside = 'its file is gone from the disk' WHERE id = ?", capture_id)
             detail = f"unfinished={len(unfinished)} orphans={len(orphans)} missing={len(missing)}"
