@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hub import config as configuration
+from hub.cli_authority import broker, ca_app
 from hub.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(ca_app, name="ca")
+app.command()(broker)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The hub's TOML file.", dir_okay=False)]
 _DEFAULT = Path("/etc/bedside/hub.toml")

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from appliance.settings import NAME, ConfigError, Form, Port, Section, field
@@ -99,6 +100,19 @@ class EscalationConfig(Section, frozen=True, kw_only=True):
     check: Annotated[float, field("How often waiting results are looked at", "s", ge=0.1, le=600)] = 5.0
 
 
+class AuthorityConfig(Section, frozen=True, kw_only=True):
+    """Who the boxes are: without it nothing is signed, and the broker must be on this machine."""
+
+    folder: Annotated[
+        str, field("Folder of `bedside-hub ca init`; empty: boxes are not enrolled, nothing is signed")
+    ] = ""
+    days: Annotated[int, field("How long a box's certificate is valid; it is renewed over the link", "days", ge=1)] = (
+        730
+    )
+    broker: Annotated[str, field("Broker as the boxes reach it, host:port; told to them when they enrol")] = ""
+    parcel_key: Annotated[str, field("File of `bedside-hub keys`; its public key is told to them too")] = ""
+
+
 class WebConfig(Section, frozen=True, kw_only=True):
     """The worklist, the case pages and the JSON interface."""
 
@@ -132,6 +146,7 @@ class Config(Section, frozen=True, kw_only=True):
     ingest: IngestConfig = IngestConfig()
     outbox: OutboxConfig = OutboxConfig()
     escalation: EscalationConfig = EscalationConfig()
+    authority: AuthorityConfig = AuthorityConfig()
     web: WebConfig = WebConfig()
     log: LogConfig = LogConfig()
 
@@ -145,12 +160,27 @@ class Config(Section, frozen=True, kw_only=True):
         """The folder of the blobs."""
         return Path(self.storage.blobs) if self.storage.blobs else Path(self.storage.state) / "blobs"
 
+    @property
+    def reached_broker(self) -> BrokerConfig:
+        """The broker with this hub's certificate: as configured, or the authority's where nothing is."""
+        if not self.broker.tls or not self.authority.folder or self.broker.certificate_file:
+            return self.broker
+        folder = Path(self.authority.folder)
+        files = {"certificate_file": str(folder / "hub.pem"), "key_file": str(folder / "hub.key")}
+        ca_file = self.broker.ca_file or str(folder / "ca.pem")
+        return msgspec.structs.replace(self.broker, ca_file=ca_file, **files)
+
 
 def _cross_check(config: Config, name: str) -> None:
     broker, web, outbox = config.broker, config.web, config.outbox
-    if broker.tls and not broker.ca_file:
+    if broker.tls and not broker.ca_file and not config.authority.folder:
         raise ConfigError(
             f"{name}: broker.ca_file: empty while broker.tls is true; name the PEM file of the broker's authority"
+        )
+    if not config.authority.folder and not is_loopback(broker.host):
+        raise ConfigError(
+            f"{name}: authority.folder: empty while broker.host ({broker.host}) is not loopback: anybody who reaches the "
+            "broker could send results in a box's name; make an authority with: bedside-hub ca init"
         )
     for section, pair in (("broker", broker), ("web", web)):
         if bool(pair.certificate_file) != bool(pair.key_file):

@@ -173,6 +173,57 @@ outbox = Table(
     Index("outbox_capture", "capture_id"),
 )
 
+enrolled = Table(
+    "enrolled",
+    metadata,
+    Column("key_id", String(16), primary_key=True, comment="short name of the signing key (protocol/signing.py)"),
+    Column("device", String(80), nullable=False),
+    Column("public", LargeBinary, nullable=False, comment="Ed25519, 32 bytes"),
+    Column("state", String(16), nullable=False, comment="active, replaced or revoked"),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger, nullable=True),
+    Column("reason", Text, nullable=False, default=""),
+    Index("enrolled_device", "device"),
+)
+
+certificate = Table(
+    "certificate",
+    metadata,
+    Column("serial", String(48), primary_key=True, comment="hexadecimal"),
+    Column("device", String(80), nullable=False),
+    Column("key_id", String(16), nullable=False, comment="the enrolment it belongs to"),
+    Column("issued_ms", BigInteger, nullable=False),
+    Column("ends_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger, nullable=True),
+    Index("certificate_key", "key_id"),
+)
+
+enrolment_code = Table(
+    "enrolment_code",
+    metadata,
+    Column("number", String(8), primary_key=True),
+    Column("device", String(80), nullable=False),
+    Column("sealed", LargeBinary, nullable=False, comment="the code's secret, sealed with the authority's key"),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("ends_ms", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0, comment="wrong proofs"),
+    Column("request", LargeBinary, nullable=True, comment="SHA-256 of the request that used it"),
+    Column("answer", LargeBinary, nullable=True, comment="what that was answered"),
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("device", String(80), nullable=False),
+    Column("sequence", BigInteger, nullable=False, comment="entries of the box's audit log up to here"),
+    Column("chain", String(64), nullable=False, comment="the chain's value after that entry"),
+    Column("sha256", String(64), nullable=False, comment="of the payload"),
+    Column("payload", LargeBinary, nullable=False),
+    Column("received_ms", BigInteger, nullable=False),
+    Index("checkpoint_device", "device", "sequence"),
+)
+
 audit_event = Table(
     "audit_event",
     metadata,
