@@ -7,6 +7,8 @@ same fields, so the documentation can't drift.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,6 +91,18 @@ class FolderConfig(Section, frozen=True, kw_only=True):
     settle: Annotated[float, field("A file must not have grown for this long", "s", ge=0.1, le=600)] = 1.0
 
 
+class StethoscopeConfig(Section, frozen=True, kw_only=True):
+    """The stethoscope plugged into this box, or any sound input."""
+
+    enabled: Annotated[bool, field("Record from a stethoscope at the console")] = True
+    device: Annotated[
+        str, field("Name of the input, a part of it or a pattern with * (`bedside devices` lists them); empty chooses")
+    ] = ""
+    rate: Annotated[int, field("Sample rate, 4000 to 48000; 0 means the device's own", "Hz", ge=0, le=48000)] = 0
+    longest: Annotated[int, field("A recording is stopped after", "s", ge=5, le=300)] = 60
+    automatic_stop: Annotated[bool, field("Stop when enough clean beats or breaths are in")] = True
+
+
 class ModelsConfig(Section, frozen=True, kw_only=True):
     """Which bundles are served, and by what."""
 
@@ -98,6 +112,12 @@ class ModelsConfig(Section, frozen=True, kw_only=True):
     cache: Annotated[
         str, field("Folder for what is derived on this box (plans, .ort); empty means inside storage.state")
     ] = ""
+    require_signature: Annotated[
+        bool, field("Serve only bundles that came with the program or that a trusted key has signed")
+    ] = True
+    trusted_keys: Annotated[
+        tuple[str, ...], field("Public keys (base64) that may sign bundles, besides those of `bedside models trust`")
+    ] = ()
     engine: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt-ort", "tensorrt"],
         field("Engine: auto takes the best that is there and says which"),
@@ -141,6 +161,25 @@ class UsbConfig(Section, frozen=True, kw_only=True):
     hub_key: Annotated[str, field("The hub's public key, as `bedside-hub keys` prints it; empty for no way out")] = ""
 
 
+class DeidentifyConfig(Section, frozen=True, kw_only=True):
+    """What may leave with its patient, and what a de-identified object (DICOM PS3.15 annex E) still says."""
+
+    hub: Annotated[
+        Literal["identified", "pseudonymous"],
+        field("What the hub gets, by the link and by a stick: with a pseudonym, a radiologist can't know the patient"),
+    ] = "identified"
+    dates: Annotated[Literal["removed", "shifted", "kept"], field("Dates of studies; shifted by days per patient")] = (
+        "removed"
+    )
+    characteristics: Annotated[bool, field("Keep age (over 89 as 90), sex, size and weight")] = True
+    device: Annotated[bool, field("Keep the station's name and the machines' serial numbers")] = False
+    institution: Annotated[bool, field("Keep the institution's name and address")] = False
+    areas: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^([A-Z]{2,4}|\*):[0-9.]+,[0-9.]+,[0-9.]+,[0-9.]+$")], ...],
+        field("Areas with burned-in text, as MODALITY:left,top,right,bottom in shares of the picture (US:0,0,1,0.08)"),
+    ] = ()
+
+
 class EscalationConfig(Section, frozen=True, kw_only=True):
     """Critical results that nobody has taken note of."""
 
@@ -172,9 +211,11 @@ class Config(Section, frozen=True, kw_only=True):
     dicom: DicomConfig = DicomConfig()
     worklist: WorklistConfig = WorklistConfig()
     folder: FolderConfig = FolderConfig()
+    stethoscope: StethoscopeConfig = StethoscopeConfig()
     models: ModelsConfig = ModelsConfig()
     link: LinkConfig = LinkConfig()
     usb: UsbConfig = UsbConfig()
+    deidentify: DeidentifyConfig = DeidentifyConfig()
     escalation: EscalationConfig = EscalationConfig()
     console: ConsoleConfig = ConsoleConfig()
     log: LogConfig = LogConfig()
@@ -188,6 +229,11 @@ class Config(Section, frozen=True, kw_only=True):
     def models_directory(self) -> Path:
         """The folder of the bundles: as configured, or those that came with the program."""
         return Path(self.models.directory) if self.models.directory else shipped_models()
+
+    @property
+    def models_installed(self) -> Path:
+        """The folder of the bundles that were installed on this box."""
+        return self.state / "models"
 
     @property
     def models_cache(self) -> Path:
@@ -204,12 +250,19 @@ def shipped_models() -> Path:
 
 def _cross_check(config: Config, name: str) -> None:
     link, storage = config.link, config.storage
+    if 0 < config.stethoscope.rate < 4000:
+        raise ConfigError(f"{name}: stethoscope.rate: below 4000 Hz; write 0 for the device's own or 4000 to 48000")
     if link.tls and not link.ca_file:
         raise ConfigError(
             f"{name}: link.ca_file: empty while link.tls is true; name the PEM file of the broker's authority"
         )
     if bool(link.certificate_file) != bool(link.key_file):
         raise ConfigError(f"{name}: link.certificate_file and link.key_file go together; set both or neither")
+    for key in config.models.trusted_keys:
+        if not _is_public_key(key):
+            raise ConfigError(
+                f"{name}: models.trusted_keys: {key[:60]!r} is no public key; copy what bedside models keygen printed"
+            )
     dicom = config.dicom
     if bool(dicom.certificate_file) != bool(dicom.key_file):
         raise ConfigError(f"{name}: dicom.certificate_file and dicom.key_file go together; set both or neither")
@@ -229,6 +282,14 @@ def _cross_check(config: Config, name: str) -> None:
         )
     if config.folder.enabled and Path(config.folder.path).resolve() == config.state.resolve():
         raise ConfigError(f"{name}: folder.path: is storage.state itself; watch a folder of its own")
+
+
+def _is_public_key(text: str) -> bool:
+    """Whether the text is an Ed25519 public key (32 bytes) in base64."""
+    try:
+        return len(base64.b64decode(text, validate=True)) == 32
+    except binascii.Error:
+        return False
 
 
 _FORM = Form(Config, _cross_check, headline="Bedside", command="bedside config --example")

@@ -1,0 +1,130 @@
+"""A recording while it goes on: to the disk first, then to those who listen along.
+
+What this module keeps true: nothing is judged or shown that is not on the disk; a gap is written where it was; who
+listens along can't stop the writing but by asking for the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
+
+import numpy as np
+
+from appliance.capture.stethoscope_finish import Floats, floats, gap_piece, samples_piece
+from appliance.capture.stethoscope_source import Block
+from appliance.records import Record
+from appliance.store.spool import SpoolWriter
+
+PIECE_S = 0.4
+"""What is written to the disk at a time."""
+PEAKS_PER_S, PEAKS = 50, 300
+
+
+class Heard(Record, frozen=True, kw_only=True):
+    """What a judge says of a recording so far.
+
+    ``level_db``: dB below full scale. ``quality``: 0 to 1. ``guidance``: a code for words and icon. ``clean`` of ``needed``
+    ``unit`` are in; ``rate_per_minute``: of beats or breaths, ``None`` while it is not sure.
+    """
+
+    level_db: float = -200.0
+    quality: float = 0.0
+    guidance: str = "listening"
+    clean: float = 0.0
+    needed: float = 1.0
+    unit: Literal["beats", "breaths"] = "beats"
+    rate_per_minute: float | None = None
+    enough: bool = False
+
+
+class Judge(Protocol):
+    """Listens along."""
+
+    def feed(self, samples: Floats) -> Heard:
+        """Samples ``[n]`` as they come, full scale ±1; what is to be said now."""
+
+
+class Preview(Protocol):
+    """A running result; see ``reading.stream.PreviewSound``."""
+
+    def offer(self, samples: bytes) -> None:
+        """Float32 samples; returns at once."""
+
+    def close(self) -> None:
+        """No more."""
+
+
+Show = Callable[[float, Heard, tuple[int, ...], int], None]
+"""Told after each piece: seconds so far, what was heard, the wave's peaks and how many there were in all."""
+
+
+class Taking:
+    """One recording while it goes on, on its thread: to the disk first, then to those who listen along."""
+
+    def __init__(
+        self,
+        blocks: Iterator[Block | None],
+        writer: SpoolWriter,
+        rate_hz: int,
+        judge: Judge,
+        preview: Preview | None,
+        clock: Callable[[], float],
+        show: Show,
+    ) -> None:
+        self._blocks, self._writer, self._rate = blocks, writer, rate_hz
+        self._judge, self._preview, self._clock, self._show = judge, preview, clock, show
+        self._pending: list[bytes] = []
+        self._bytes = 0
+        self._since = clock()
+        self._frames = 0
+        self._rest = np.zeros(0, np.float32)
+        self._peaks: deque[int] = deque(maxlen=2 * PEAKS)
+        self._peaks_end = 0
+
+    def run(self) -> None:
+        """Until it is stopped; raises ``NoSound`` and ``OSError``."""
+        try:
+            for block in self._blocks:
+                if block is not None:
+                    if block.gap:
+                        self._flush()
+                        self._writer.append(gap_piece(block.gap))
+                        self._frames += block.gap
+                    self._pending.append(block.samples)
+                    self._bytes += len(block.samples)
+                if self._bytes and (self._clock() - self._since >= PIECE_S or self._bytes >= self._rate * 4):
+                    self._flush()
+        finally:
+            try:
+                self._flush()
+            finally:
+                if self._preview is not None:
+                    self._preview.close()
+
+    def _flush(self) -> None:
+        self._since = self._clock()
+        if not self._bytes:
+            return
+        taken = b"".join(self._pending)
+        self._pending, self._bytes = [], 0
+        self._writer.append(samples_piece(taken))
+        samples = floats(taken)
+        self._frames += len(samples)
+        heard = self._judge.feed(samples)
+        if self._preview is not None:
+            self._preview.offer(samples.astype("<f4").tobytes())
+        self._draw(samples)
+        self._show(self._frames / self._rate, heard, tuple(self._peaks), self._peaks_end)
+
+    def _draw(self, samples: Floats) -> None:
+        step = max(1, self._rate // PEAKS_PER_S)
+        wave = np.concatenate([self._rest, samples])
+        count = wave.size // step
+        columns = wave[: count * step].reshape(count, step)
+        self._rest = wave[count * step :]
+        low, high = columns.min(axis=1, initial=1.0), columns.max(axis=1, initial=-1.0)
+        pairs = np.stack([low, high], axis=1).reshape(-1)
+        self._peaks.extend(int(value) for value in np.rint(pairs * 1000.0))
+        self._peaks_end += count
