@@ -26,6 +26,7 @@ from appliance.store.journal import Journal, Transaction
 from appliance.store.keys import BoxKey, open_key
 from appliance.store.outbox import Outbox
 from appliance.store.patients import Patients
+from appliance.store.people import People
 from appliance.store.reserve import Reserve
 from appliance.store.studies import Studies
 from appliance.store.transfers import Transfers
@@ -78,6 +79,7 @@ class Store:
             self.studies = Studies(self.journal, self.key)
             self.worklist = Worklist(self.journal, self.key)
             self.commitments = Commitments(self.journal, self.key, self._intact)
+            self.people = People(self.journal, self.key)
             self.patients = Patients(self.journal, self.key)
             self.attachments = Attachments(self.journal)
             self._same_key()
