@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from appliance.cli_deidentify import deidentify
 from appliance.cli_models import models_app
 from appliance.config import example
 from appliance.records import Modality
@@ -43,6 +44,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(models_app, name="models")
+app.command()(deidentify)
 
 
 @app.command()
@@ -70,6 +72,7 @@ def read(
     config: ConfigOption = None,
 ) -> None:
     """Read files once, without a daemon, and print what was found or why not."""
+    from appliance.inference.trust import of_config
     from appliance.reading.read_command import run_read
 
     folder, derived = folders(config, models, cache)
@@ -82,6 +85,7 @@ def read(
         age=age,
         overlay_dir=overlay,
         on_problem=complain,
+        trust=None if models else of_config(configured(config)),
     )
     with told(OSError, engine_error()):
         for line in lines:

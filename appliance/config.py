@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -194,6 +195,12 @@ class ConsoleConfig(Section, frozen=True, kw_only=True):
     enabled: Annotated[bool, field("Serve the console")] = True
     address: Annotated[str, field("Address to listen on")] = "127.0.0.1"
     port: Annotated[Port, field("Port to listen on")] = 8080
+    sign_in: Annotated[
+        Literal["on", "off"], field("Ask people for their PIN; off only on a loopback address, for a demonstration")
+    ] = "on"
+    idle_lock: Annotated[
+        float, field("Ask for the PIN again when nobody has touched the screen for this long", "min", ge=0.5, le=240)
+    ] = 5.0
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
@@ -274,6 +281,10 @@ def _cross_check(config: Config, name: str) -> None:
         raise ConfigError(
             f"{name}: dicom.ca_file: empty while worklist.tls is true; name the PEM file of the server's authority"
         )
+    if config.console.sign_in == "off" and not _is_loopback(config.console.address):
+        raise ConfigError(
+            f'{name}: console.sign_in: "off" needs a loopback address; write "on", or 127.0.0.1 as address'
+        )
     if link.reconnect_to < link.reconnect_from:
         raise ConfigError(f"{name}: link.reconnect_to: less than link.reconnect_from; make it at least as long")
     if storage.reserve >= storage.refuse_below:
@@ -290,6 +301,13 @@ def _is_public_key(text: str) -> bool:
         return len(base64.b64decode(text, validate=True)) == 32
     except binascii.Error:
         return False
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 _FORM = Form(Config, _cross_check, headline="Bedside", command="bedside config --example")

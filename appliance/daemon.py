@@ -28,11 +28,13 @@ from appliance.health import notify
 from appliance.health.clock import Clock, kernel_synchronised
 from appliance.health.escalation import Escalation
 from appliance.health.watchdog import Watchdog
+from appliance.inference import trust
 from appliance.inference.worker import Result, Worker
-from appliance.pipeline import Pipeline
+from appliance.pipeline import Hide, Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status
 from appliance.protocol.topics import Address
 from appliance.reading.requests import Described, ReadRequest, ReadSettings
+from appliance.store import notes
 from appliance.store.errors import StoreError
 from appliance.store.retention import Retention
 from appliance.store.store import Store
@@ -76,6 +78,8 @@ class Daemon:
             msgspec.msgpack.encode(
                 ReadSettings(
                     models=str(config.models_directory),
+                    installed=str(config.models_installed),
+                    trust=trust.settings_of(config),
                     cache=str(config.models_cache),
                     engine=config.models.engine,
                     vault=str(self.store.vault.folder),
@@ -91,9 +95,10 @@ class Daemon:
             if config.link.enabled
             else None
         )
-        self.originals = Originals(self.store, self._encoder(), self.wake_link)
+        self.hide = self._hiding()
+        self.originals = Originals(self.store, self._encoder(), self.wake_link, clean=self.hide is not None)
         self.pipeline = Pipeline(
-            self.store, self.worker, self.address.key, config.link, config.models.time_limit, self._reported
+            self.store, self.worker, self.address.key, config.link, config.models.time_limit, self._reported, self.hide
         )
         self.intake = Intake(self.store, self.address.key, self.pipeline.notify)
         self.doors: dict[str, Door] = {}
@@ -209,6 +214,7 @@ class Daemon:
         if self.store.free() > self.store.reserve.size:
             self.store.reserve.hold()
         try:
+            notes.take(self.store)
             if take_carried(self.store.folder, self.downlink.received):
                 self.store.note("carried", "receipts", "from a stick")
             if time.monotonic() - self._tidied >= _TIDY_EVERY:
@@ -245,10 +251,25 @@ class Daemon:
         if self.link is not None:
             self.link.reply(payload)
 
+    def _hiding(self) -> Hide:
+        """What hides the patient from the hub, where the site wants that."""
+        if self.config.deidentify.hub == "identified":
+            return None
+        from appliance.interop.outgoing import hidden, options_of
+
+        options, blind = options_of(self.config.deidentify), self.store.key.blind
+        return lambda capture: hidden(capture, blind, options)
+
     def _encoder(self) -> Worker:
-        folders = EncodeSettings(vault=str(self.store.vault.folder), key=str(self.store.folder))
-        settings = msgspec.msgpack.encode(folders)
-        return Worker("appliance.sync.originals:serve", settings, memory_limit=ENCODER_MEMORY, niceness=15)
+        vault, key = str(self.store.vault.folder), str(self.store.folder)
+        entry, settings = "appliance.sync.originals:serve", msgspec.msgpack.encode(EncodeSettings(vault=vault, key=key))
+        if self.hide is not None:
+            from appliance.interop.outgoing import options_of
+            from appliance.sync.pseudonymous import CleanSettings
+
+            entry, options = "appliance.sync.pseudonymous:serve", options_of(self.config.deidentify)
+            settings = msgspec.msgpack.encode(CleanSettings(vault=vault, key=key, options=options))
+        return Worker(entry, settings, memory_limit=ENCODER_MEMORY, niceness=15)
 
     def _reported(self) -> None:
         self.originals.notify()

@@ -51,6 +51,9 @@ _log = structlog.get_logger(__name__)
 _URGENT_FIRST = {Modality.CHEST_XRAY: 0, Modality.LUNG_ULTRASOUND: 1}
 _PAUSE = 1.0
 
+Hide = Callable[[Capture], Capture] | None
+"""What a hub that must not know the patient is told of a capture; its pictures then go only cleaned."""
+
 
 class Readers(Protocol):
     """The reading process, as far as the pipeline needs it: see ``inference.worker.Worker``."""
@@ -69,7 +72,9 @@ class Pipeline:
         config: LinkConfig,
         time_limit: float,
         reported: Callable[[], None] = lambda: None,
+        hide: Hide = None,
     ) -> None:
+        self._hide = hide
         self._store = store
         self._readers = readers
         self._device = device
@@ -195,12 +200,14 @@ class Pipeline:
         if reading is None:
             raise StoreError(f"capture {capture.id} is read but has no reading; run bedside doctor")
         small = self._preview(capture)
+        if self._hide is not None and small is not None and small.media_type == "image/jpeg":
+            small = None  # a name may be burned in: the preview is made of the cleaned picture
         blob = store.vault.put(small.data) if small is not None and small.data else None
         moment = store.now()
         critical = reading.triage is Triage.CRITICAL
 
         def report(tx: Transaction) -> None:
-            _put_result(store, tx, self._device, Entered(capture, reading, sequence))
+            _put_result(store, tx, self._device, Entered(capture, reading, sequence), self._hide)
             if blob is not None and small is not None:
                 store.transfers.put(
                     tx,
@@ -213,7 +220,8 @@ class Pipeline:
                     critical=critical,
                 )
             if self._sends_original(reading.triage) and store.vault.has(capture.sha256):
-                originals.queue(store, tx, capture, Priority.of("original", reading.triage), critical=critical)
+                priority, clean = Priority.of("original", reading.triage), self._hide is not None
+                originals.queue(store, tx, capture, priority, critical=critical, clean=clean)
             store.captures.reported(tx, capture.id)
             audit.append(tx, moment, "reported", capture.id, f"{reading.status} {reading.triage.value}")
 
@@ -241,7 +249,7 @@ class Entered(NamedTuple):
     sequence: int
 
 
-def report_again(store: Store, tx: Transaction, device: str, capture_id: str) -> None:
+def report_again(store: Store, tx: Transaction, device: str, capture_id: str, hide: Hide = None) -> None:
     """A person said whose capture it is: a reported one is reported once more, in the transaction that says so.
 
     The hub takes it as the next revision: the same reading, of the patient and the visit that were confirmed. What has not
@@ -255,16 +263,17 @@ def report_again(store: Store, tx: Transaction, device: str, capture_id: str) ->
         return
     if state is CaptureState.DELIVERED:
         store.captures.reopen(tx, capture_id)
-    _put_result(store, tx, device, Entered(entry.capture, reading, entry.sequence))
+    _put_result(store, tx, device, Entered(entry.capture, reading, entry.sequence), hide)
 
 
-def _put_result(store: Store, tx: Transaction, device: str, entered: Entered) -> None:
+def _put_result(store: Store, tx: Transaction, device: str, entered: Entered, hide: Hide) -> None:
     capture, reading = entered.capture, entered.reading
     row = tx.one("SELECT count(*) AS n FROM outbox WHERE capture_id = ? AND leaf = 'result'", capture.id)
     revision = int(row["n"]) if row else 0
     word = store.attachments.current(capture.id, tx)
     visit = store.patients.visit(word.visit, tx) if word is not None and word.visit else None
-    result = result_of(within(capture, visit), reading, device, entered.sequence, revision)
+    told = within(capture, visit)
+    result = result_of(hide(told) if hide is not None else told, reading, device, entered.sequence, revision)
     payload = messages.encode(result)
     store.outbox.put(
         tx,

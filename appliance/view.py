@@ -34,7 +34,7 @@ def bedside_view(daemon: Daemon) -> Context:
         add=lambda upload: _add(daemon, upload),
         note_agreement=lambda capture_id, agree: _note(daemon, capture_id, agree=agree),
         agreement=lambda capture_id: _agreement(daemon, capture_id),
-        report_again=lambda tx, capture_id: report_again(daemon.store, tx, daemon.address.key, capture_id),
+        report_again=lambda tx, one: report_again(daemon.store, tx, daemon.address.key, one, daemon.hide),
         wake=daemon.wake_link,
         device=daemon.address.key,
     )

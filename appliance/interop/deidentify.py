@@ -230,6 +230,12 @@ def _words(identities: Iterable[str]) -> Iterator[str]:
                 yield plain
 
 
+def names_in(text: str, identities: Iterable[str]) -> bool:
+    """Whether any part of a name or number stands in the text."""
+    plain = _plain(text)
+    return any(word in plain for word in _words(identities))
+
+
 def _plain(text: str) -> str:
     """For comparing: compatibility forms, accents and case folded, what separates words dropped."""
     folded = unicodedata.normalize("NFKD", text).casefold()

@@ -6,7 +6,9 @@ What this module keeps true:
    original's SHA-256; whatever can't be encoded, or not smaller, or kills the process, goes as it is.
 2. An answer never waits for it: a capture is reported first, its result and preview are on their way, and encoding runs in a
    process with lower priority than reading.
-3. Which originals are due stands in the journal (``Transfers``): a restart at any instruction goes on from there.
+3. For a hub that must not know the patient (``clean``) the process is that of ``pseudonymous``: nothing goes as it is, what
+   can't be cleaned is withheld with its reason, and pictures' previews are made with the originals.
+4. Which originals are due stands in the journal (``Transfers``): a restart at any instruction goes on from there.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ import structlog
 from appliance.inference.worker import Result
 from appliance.protocol.originals import ENCODING, restored
 from appliance.records import Capture
+from appliance.store import audit
 from appliance.store.errors import StoreError
 from appliance.store.journal import Transaction
+from appliance.store.outbox import Priority
 from appliance.store.store import Store
 from appliance.store.transfers import Due
 from appliance.sync.lossless import encoded
@@ -43,11 +47,22 @@ WORTH = 0.97
 """An encoded original is sent only if it is at most so large, as a share of the plain one."""
 TIME_LIMIT = 90.0
 _PAUSE = 1.0
+_TRIES_TO_CLEAN = 2
+_BEFORE = {
+    Priority.CRITICAL_ORIGINAL: Priority.CRITICAL_PREVIEW,
+    Priority.URGENT_ORIGINAL: Priority.URGENT_PREVIEW,
+    Priority.ORIGINAL: Priority.PREVIEW,
+}
 
 
-def queue(store: Store, tx: Transaction, capture: Capture, priority: int, *, critical: bool) -> None:
-    """Queue a capture's original, in the transaction that reports it: at once, or once it is prepared if that may help."""
-    if SMALLEST <= capture.size <= LARGEST:
+def queue(
+    store: Store, tx: Transaction, capture: Capture, priority: int, *, critical: bool, clean: bool = False
+) -> None:
+    """Queue a capture's original, in the transaction that reports it: at once, or once it is prepared if that may help.
+
+    ``clean``: it must be prepared, whatever its size: nothing goes as it is.
+    """
+    if clean or SMALLEST <= capture.size <= LARGEST:
         store.transfers.put_due(tx, capture.id, priority, critical=critical)
         return
     store.transfers.put(
@@ -70,17 +85,27 @@ class EncodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EncodeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A blob to encode, and of what media type it is said to be."""
+    """A blob to encode, and of what media type it is said to be. ``capture``: whose patient must not leave."""
 
     sha256: str
     media_type: str
+    capture: Capture | None = None
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True):
-    """The blob that the encoded original is now; ``sha256`` is empty when it is not worth it."""
+    """The blob that the encoded original is now; ``sha256`` is empty when it is not worth it.
+
+    ``media_type`` is given where it is another file, complete in itself, with a preview of it or none; ``withheld`` is why
+    nothing may leave.
+    """
 
     sha256: str = ""
     size: int = 0
+    media_type: str = ""
+    preview_sha256: str = ""
+    preview_size: int = 0
+    preview_media_type: str = ""
+    withheld: str = ""
 
 
 class Encoder(Protocol):
@@ -123,7 +148,10 @@ def exact(container: bytes, sha256: str, size: int) -> bool:
 class Originals:
     """One thread that prepares what is due. ``queued`` is called after each original that waits for the link now."""
 
-    def __init__(self, store: Store, encoder: Encoder, queued: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, store: Store, encoder: Encoder, queued: Callable[[], None] = lambda: None, *, clean: bool = False
+    ) -> None:
+        self._clean = clean
         self._store = store
         self._encoder = encoder
         self._queued = queued
@@ -175,35 +203,62 @@ class Originals:
             store.journal.write(lambda tx: store.captures.delivered_if_complete(tx, due.capture_id))
             self.counts["gone"] += 1
             return True
-        made = self._encode(due, capture.sha256, capture.size, capture.media_type)
+        made = self._encode(due, capture)
         if made is None:
             return False
-        sha256, size = (made.sha256, made.size) if made.sha256 else (capture.sha256, capture.size)
-        store.journal.write(
-            lambda tx: store.transfers.prepared(
-                tx,
-                due,
-                sha256=sha256,
-                size=size,
-                media_type=capture.media_type,
-                encoding=ENCODING if made.sha256 else "",
-            )
-        )
+        if self._clean and not made.sha256:
+            self._withhold(due, made.withheld or "it could not be cleaned")
+            return True
+        store.journal.write(lambda tx: self._prepared(tx, due, capture, made))
         self.counts["encoded" if made.sha256 else "plain"] += 1
         self._queued()
         return True
 
-    def _encode(self, due: Due, sha256: str, size: int, media_type: str) -> Encoded | None:
-        """What the original became, or ``None`` when the box is stopping."""
+    def _prepared(self, tx: Transaction, due: Due, capture: Capture, made: Encoded) -> None:
+        sha256, size = (made.sha256, made.size) if made.sha256 else (capture.sha256, capture.size)
+        encoding = ENCODING if made.sha256 and not made.media_type else ""
+        media_type = made.media_type or capture.media_type
+        transfers = self._store.transfers
+        if made.preview_sha256:
+            transfers.put(
+                tx,
+                capture_id=due.capture_id,
+                kind="preview",
+                priority=_BEFORE[Priority(due.priority)],
+                sha256=made.preview_sha256,
+                size=made.preview_size,
+                media_type=made.preview_media_type,
+                critical=due.critical,
+            )
+        transfers.prepared(tx, due, sha256=sha256, size=size, media_type=media_type, encoding=encoding)
+
+    def _withhold(self, due: Due, reason: str) -> None:
+        """Nothing of it may leave: said in the audit log, and the capture is done without it."""
         store = self._store
-        short = store.free() < 4 * size
-        if due.attempts or short:
+        _log.warning("an original is withheld", capture=due.capture_id, reason=reason)
+
+        def give_up(tx: Transaction) -> None:
+            store.transfers.give_up(tx, due)
+            audit.append(tx, store.now(), "withheld", due.capture_id, reason[:300])
+            store.captures.delivered_if_complete(tx, due.capture_id)
+
+        store.journal.write(give_up)
+        self.counts["withheld"] += 1
+
+    def _encode(self, due: Due, capture: Capture) -> Encoded | None:
+        """What the original became, or ``None`` when the box is stopping (or must wait for space to clean it)."""
+        store = self._store
+        short = store.free() < 4 * capture.size
+        if short and self._clean:
+            return None
+        if short or due.attempts > (_TRIES_TO_CLEAN if self._clean else 0):
             return Encoded()
         store.journal.write(lambda tx: store.transfers.begin_preparing(tx, due.capture_id))
         if not self._encoding:
             self._encoding = True
             self._encoder.start()
-        request = EncodeRequest(sha256=sha256, media_type=media_type)
+        whose = capture if self._clean else None
+        request = EncodeRequest(sha256=capture.sha256, media_type=capture.media_type, capture=whose)
         future = self._encoder.submit(msgspec.msgpack.encode(request), 0, TIME_LIMIT)
         while not self._stop.is_set():
             try:
@@ -215,7 +270,7 @@ class Originals:
             if answer.status == "stopped":
                 return None
             self.counts["failed"] += 1
-            _log.warning("an original goes as it is", capture=due.capture_id, reason=answer.reason)
+            _log.warning("an original could not be prepared", capture=due.capture_id, reason=answer.reason)
             return Encoded()
         return None
 
