@@ -77,7 +77,7 @@ class Programs:
             f'[device]\nsite = "demo"\nname = "bedside-1"\n[storage]\nstate = "{self.folder}/box"\nrefuse_below = 64\n'
             f'reserve = 8\n[dicom]\naddress = "127.0.0.1"\nport = {self.dicom}\n'
             f'[folder]\nenabled = true\npath = "{self.inbox}"\nsettle = 0.3\n'
-            f"[link]\nport = {self.link.port}\nreconnect_to = 1.0\n[console]\nport = {self.console}\n",
+            f'[link]\nport = {self.link.port}\nreconnect_to = 1.0\n[console]\nport = {self.console}\nsign_in = "off"\n',
         )
         self._run("broker", mosquitto, "-c", str(self.folder / "mosquitto.conf"))
         self._run("hub", _program("bedside-hub"), "run", "--config", str(self.folder / "hub.toml"))
