@@ -1,4 +1,4 @@
-"""The commands ``bedside models …``: list, verify, evaluate and build the bundles."""
+"""The commands ``bedside models …``: list, verify, evaluate, build, sign, trust and install the bundles."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from appliance.terminal import (
     EngineOption,
     JsonOption,
     ModelsOption,
+    configured,
     engine_error,
     flat,
     folders,
@@ -23,7 +24,9 @@ from appliance.terminal import (
     told,
 )
 
-models_app = typer.Typer(help="The model bundles: list, verify, evaluate, build.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="The model bundles: list, verify, evaluate, build, sign, trust, install.", no_args_is_help=True
+)
 
 
 @models_app.command("list")
@@ -78,10 +81,11 @@ def models_evaluate(
     from appliance.reading.evaluate import run_evaluate
     from appliance.reading.labels import LabelsError
 
-    directory, derived = folders(config, models, cache)
+    directories, derived = folders(config, models, cache)
+    inside = [one / bundle for one in directories]
     with told(OSError, BundleError, LabelsError, engine_error()):
         evaluation = run_evaluate(
-            Path(bundle) if Path(bundle).is_dir() else directory / bundle,
+            next((one for one in (Path(bundle), *inside) if one.is_dir()), inside[0]),
             labels,
             cache=derived,
             root=root,
@@ -108,6 +112,83 @@ def models_build(
 
     with told(OSError, engine_error()):
         print_all(build(*folders(config, models, cache), engine), json=False)
+
+
+@models_app.command("keygen")
+def models_keygen(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; keep it off the boxes.")],
+) -> None:
+    """Make a key to sign bundles with, and print its public half for ``bedside models trust``."""
+    from appliance.inference import signature
+
+    with told(OSError):
+        public = signature.generate(file)
+    typer.echo(signature.public_text(public))
+
+
+@models_app.command("sign")
+def models_sign(
+    folder: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    key: Annotated[Path, typer.Option(help="The private key, as keygen made it.")],
+) -> None:
+    """Check a bundle's files and sign its description."""
+    from appliance.inference import bundle, signature
+
+    with told(OSError, bundle.BundleError):
+        found = bundle.load(folder)
+        path = signature.sign(folder, signature.private_key(key))
+    typer.echo(f"{found.id} {found.version} is signed: {path}")
+
+
+@models_app.command("trust")
+def models_trust(
+    key: Annotated[
+        str | None, typer.Argument(help="A public key, as keygen printed it; without one, list them.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Whose key it is.")] = "",
+    remove: Annotated[str | None, typer.Option(help="Name, fingerprint or text of a key to trust no more.")] = None,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Let bundles serve that the owner of a key has signed; written to the audit log."""
+    from appliance.health.clock import Clock
+    from appliance.inference.bundle import BundleError
+    from appliance.inference.installing import distrust, trust
+    from appliance.inference.trust import of_config
+    from appliance.store.errors import StoreError
+
+    settings = configured(config)
+    with told(OSError, BundleError, StoreError):
+        if remove is not None:
+            typer.echo(f"trusted no more: {distrust(settings, remove, Clock().now)}")
+        elif key is not None:
+            typer.echo(f"trusted: {trust(settings, key, name, Clock().now)}")
+        else:
+            print_all(of_config(settings).keys(), json=json)
+
+
+@models_app.command("install")
+def models_install(
+    source: Annotated[Path, typer.Argument(help="The bundle: a folder, or a zip of one.")],
+    force: Annotated[bool, typer.Option("--force", help="Take an older version all the same; audited.")] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Check signature, files, version and golden cases, then let the bundle serve; a running daemon takes it up."""
+    from appliance.health.clock import Clock
+    from appliance.inference.bundle import BundleError
+    from appliance.inference.installing import install_here
+    from appliance.store.errors import StoreError
+
+    with told(OSError, BundleError, StoreError, engine_error()):
+        done = install_here(configured(config), source, Clock().now, force=force)
+    if json:
+        print_json(done)
+    elif done.news:
+        before = f", in place of {done.before}" if done.before else ""
+        typer.echo(f"{done.id} {done.version} is installed{before}; signed by {done.signed_by}")
+    else:
+        typer.echo(f"{done.id} {done.version} serves already")
 
 
 def _print_evaluation(evaluation: Any) -> None:

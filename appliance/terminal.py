@@ -44,12 +44,13 @@ def configured(path: Path | None) -> Config:
         raise typer.Exit(BAD_CONFIG) from None
 
 
-def folders(config: Path | None, models: Path | None, cache: Path | None) -> tuple[Path, Path]:
-    """Bundles and cache: as said, else as configured; without a configuration the cache is the user's own."""
+def folders(config: Path | None, models: Path | None, cache: Path | None) -> tuple[tuple[Path, ...], Path]:
+    """Folders of bundles and cache: as said, else as configured; without a configuration the cache is the user's own."""
     settings = configured(config)
     is_said = config is not None or DEFAULT_CONFIG.exists()
     derived = settings.models_cache if is_said else Path.home() / ".cache" / "bedside"
-    return models or settings.models_directory, cache or derived
+    there = (models,) if models else (settings.models_directory, settings.models_installed)
+    return there, cache or derived
 
 
 def engine_error() -> type[Exception]:

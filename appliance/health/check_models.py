@@ -59,11 +59,13 @@ def check_engines(config: Config) -> Check:
 def check_models(config: Config) -> Check:
     """Every bundle loads and passes its golden check on the engine that would serve it."""
     from appliance.inference.catalogue import Catalogue
+    from appliance.inference.trust import of_config
 
     name = "models"
     with tempfile.TemporaryDirectory(prefix="bedside-doctor-") as own:
         cache = config.models_cache if _ours(config.models_cache) else Path(own)
-        catalogue = Catalogue(config.models_directory, cache, config.models.engine)
+        folders = (config.models_directory, config.models_installed)
+        catalogue = Catalogue(folders, cache, config.models.engine, of_config(config))
         catalogue.open()
         try:
             served = [
@@ -77,14 +79,14 @@ def check_models(config: Config) -> Check:
         return wrong(
             name,
             "; ".join(problems) or "no bundle serves",
-            "bedside models list says what is wrong with each; install them again",
+            "bedside models list says what is wrong with each; then: bedside models install FOLDER_OR_ZIP",
         )
     found = f"golden check passed: {', '.join(served)}"
     if problems:
         return wrong(
             name,
             f"{found}; but {'; '.join(problems)}",
-            "bedside models verify shows it in full; install the bundle again",
+            "bedside models verify shows it in full; then: bedside models install FOLDER_OR_ZIP",
         )
     return well(name, found)
 

@@ -233,25 +233,41 @@ def load(root: Path) -> Bundle:
         raise BundleError(
             f"{path}: can't be read ({error.strerror}); a bundle is a folder with {DESCRIPTION}"
         ) from error
-    try:
-        description = msgspec.convert(tomllib.loads(raw.decode()), Description)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise BundleError(f"{path}: {error}; mend the field or install the bundle again") from error
+    description = described(raw, path)
     for name, expected in description.files.items():
         _verify(root, name, expected)
     _consistent(path, description)
     return Bundle(root=root, description=description, sha256=hashlib.sha256(raw).hexdigest())
 
 
-def load_all(directory: Path) -> Iterator[Bundle | BundleError]:
-    """Every bundle under ``directory``, in name order; one that can't be used is yielded as its error."""
-    if not directory.is_dir():
-        return
-    for root in sorted(path for path in directory.iterdir() if (path / DESCRIPTION).exists()):
+def described(raw: bytes, path: Path) -> Description:
+    """The description in the bytes of a ``bundle.toml``; raises ``BundleError`` naming ``path`` and the field."""
+    try:
+        return msgspec.convert(tomllib.loads(raw.decode()), Description)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise BundleError(f"{path}: {error}; mend the field or install the bundle again") from error
+
+
+def roots(*directories: Path) -> Iterator[Path]:
+    """The folders of bundles in ``directories``, in name order in each; hidden ones are none."""
+    for directory in directories:
+        if directory.is_dir():
+            inside = (path for path in directory.iterdir() if not path.name.startswith("."))
+            yield from sorted(path for path in inside if (path / DESCRIPTION).exists())
+
+
+def load_all(*directories: Path) -> Iterator[Bundle | BundleError]:
+    """Every bundle in ``directories``, in the order of ``roots``; one that can't be used is yielded as its error."""
+    for root in roots(*directories):
         try:
             yield load(root)
         except BundleError as error:
             yield error
+
+
+def order(bundle: Bundle) -> tuple[int, ...]:
+    """Sorts versions, the newest last."""
+    return tuple(int(part) for part in bundle.version.split("."))
 
 
 def _verify(root: Path, name: str, expected: str) -> None:

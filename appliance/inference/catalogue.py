@@ -18,13 +18,14 @@ import msgspec
 
 from appliance import records
 from appliance.inference import bundle as bundles
-from appliance.inference import choice, golden
+from appliance.inference import choice, golden, install
 from appliance.inference.bundle import Bundle, BundleError, Graph
 from appliance.inference.cache import Cache
 from appliance.inference.engine import Array, Arrays, Engine, EngineError, EngineMissingError, NotBuiltError
 
 if TYPE_CHECKING:
     from appliance.inference import plans
+    from appliance.inference.trust import Trust
 
 State = Literal["ready", "unbuilt", "building"]
 
@@ -80,19 +81,19 @@ class Catalogue:
     """The bundles of a folder, opened and checked.
 
     Args:
-        models: Folder of bundles, one folder each; two versions of one bundle may lie side by side.
+        models: Folders of bundles, one folder each; two versions of one bundle may lie side by side.
         cache: Folder for what is derived on this box.
         engine: ``auto``, ``cpu``, ``cuda``, ``tensorrt-ort`` or ``tensorrt``.
-        trusted_keys: Raw Ed25519 public keys (32 bytes each); when given, only bundles signed by one of them are served.
+        trust: When given, only bundles that it vouches for are served.
     """
 
     def __init__(
-        self, models: Path, cache: Path, engine: str = "auto", trusted_keys: Sequence[bytes] | None = None
+        self, models: Path | Sequence[Path], cache: Path, engine: str = "auto", trust: Trust | None = None
     ) -> None:
         self.bundles: dict[str, Served] = {}
         self.problems: list[str] = []
-        self._models = models
-        self._keys = trusted_keys
+        self._models = (models,) if isinstance(models, Path) else tuple(models)
+        self._trust = trust
         self._setting = choice.setting(engine)
         self._cache = Cache(cache / "artefacts")
         self._kept = cache / "last-good"
@@ -106,7 +107,7 @@ class Catalogue:
         Nothing is raised for a bundle that can't serve: it is missing from ``bundles`` and named in ``problems``.
         """
         self.close()
-        for found in bundles.load_all(self._models):
+        for found in bundles.load_all(*self._models):
             if isinstance(found, BundleError):
                 self.problems.append(str(found))
             else:
@@ -114,10 +115,12 @@ class Catalogue:
         self._find_kept()
         if not self._found:
             self.problems.append(
-                f"{self._models}: no model bundle can be used; install one with bedside models install"
+                f"{' and '.join(map(str, self._models))}: no model bundle can be used; install one with "
+                "bedside models install"
             )
+        pinned = set[str]().union(*(install.forced(folder) for folder in self._models))
         for name, versions in sorted(self._found.items()):
-            versions.sort(key=_age)
+            versions.sort(key=lambda one: (one.sha256 in pinned, bundles.order(one)), reverse=True)
             if modalities is None or any(version.description.modality in modalities for version in versions):
                 self._prepare(name)
         self._fingerprint = self._seen()
@@ -161,15 +164,15 @@ class Catalogue:
         self._found.clear()
         self._tried.clear()
 
-    def _seen(self) -> tuple[tuple[int, ...], int]:
-        """When the bundles' folders and the folder of artefacts last changed; 0 for what is not there."""
-        folders = sorted(self._models.iterdir()) if self._models.is_dir() else []
-        descriptions = (folder / bundles.DESCRIPTION for folder in folders)
-        return tuple(_changed(path) for path in descriptions), _changed(self._cache.root)
+    def _seen(self) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
+        """What tells that bundles, trust or the folder of artefacts changed."""
+        descriptions = (folder / bundles.DESCRIPTION for folder in bundles.roots(*self._models))
+        trust = (0 if self._trust is None else self._trust.changed(), 0)
+        return (*(_changed(path) for path in descriptions), trust), _changed(self._cache.root)
 
     def _find_kept(self) -> None:
         """Add the copies of last good bundles; one whose folder was taken away on purpose does not come back."""
-        folders = [path.name for path in self._models.iterdir()] if self._models.is_dir() else []
+        folders = [path.name for models in self._models if models.is_dir() for path in models.iterdir()]
         for kept in bundles.load_all(self._kept):
             if isinstance(kept, BundleError) or not any(folder.startswith(kept.id) for folder in folders):
                 continue
@@ -184,7 +187,8 @@ class Catalogue:
         self._tried.add(name)
         for version in self._found[name]:
             try:
-                self._trust(version)
+                if self._trust is not None:
+                    self._trust.check(version.root)
                 served = serve(version, self._setting, self._cache)
             except (EngineError, BundleError) as error:
                 self.problems.append(f"{name} {version.version}: {error}")
@@ -198,12 +202,6 @@ class Catalogue:
             self.problems += [f"{name} {version.version}: {reason}" for reason in served.passed_over]
             self._keep(version)
             return
-
-    def _trust(self, version: Bundle) -> None:
-        if self._keys is not None:
-            from appliance.inference import signature
-
-            signature.verify(version.root, self._keys)
 
     def _keep(self, version: Bundle) -> None:
         """Copy the bundle that serves to where it outlives a bad update; a full or read-only disk is a problem to tell."""
@@ -272,13 +270,9 @@ def _serve_graph(
     raise EngineError(f"no engine may serve it: {'; '.join(passed_over)}")
 
 
-def _changed(path: Path) -> int:
+def _changed(path: Path) -> tuple[int, int]:
     try:
-        return path.stat().st_mtime_ns
+        stat = path.stat()
     except OSError:
-        return 0
-
-
-def _age(version: Bundle) -> tuple[int, ...]:
-    """Sorts the newest version first."""
-    return tuple(-int(part) for part in version.version.split("."))
+        return (0, 0)
+    return (stat.st_mtime_ns, stat.st_ino)

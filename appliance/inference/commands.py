@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from appliance.inference.bundle import Bundle, BundleError, Graph
 from appliance.inference.cache import Cache
 from appliance.inference.catalogue import Served, serve
 from appliance.inference.engine import EngineError, EngineMissingError
+
+Folders = Path | Sequence[Path]
+"""Where bundles lie: one folder, or several."""
 
 WARM_UP, RUNS = 20, 200
 LONGEST_S = 10.0
@@ -91,13 +94,13 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-def list_bundles(models: Path, cache: Path) -> list[Listed]:
-    """Every bundle folder under ``models``, in name order."""
+def list_bundles(models: Folders, cache: Path) -> list[Listed]:
+    """Every bundle folder in ``models``, in name order."""
     from appliance.inference import forms
 
     store = Cache(cache / "artefacts")
     listed: list[Listed] = []
-    for root in sorted(path.parent for path in models.glob(f"*/{bundles.DESCRIPTION}")):
+    for root in bundles.roots(*_each(models)):
         try:
             found = bundles.load(root)
         except BundleError as error:
@@ -123,7 +126,7 @@ def list_bundles(models: Path, cache: Path) -> list[Listed]:
 
 
 def verify(
-    models: Path,
+    models: Folders,
     cache: Path,
     engine: str = "auto",
     report: Path | None = None,
@@ -134,7 +137,7 @@ def verify(
     """Build what is missing, then check and time every graph of every bundle on ``engine``.
 
     Args:
-        models: Folder of the bundles.
+        models: Folders of the bundles.
         cache: Folder for what is derived on this box.
         engine: As in the configuration.
         report: File for a ``Report`` in JSON.
@@ -145,13 +148,14 @@ def verify(
     build(models, cache, engine)
     store = Cache(cache / "artefacts")
     found: list[Verified] = []
-    for one in bundles.load_all(models):
+    for one in bundles.load_all(*_each(models)):
         if isinstance(one, BundleError):
             found.append(Verified(ok=False, bundle="", version="", graph="", problem=str(one)))
         else:
             found += _verify(one, wanted, store, runs, longest_s)
     if not found:
-        found.append(Verified(ok=False, bundle="", version="", graph="", problem=f"{models}: holds no bundle"))
+        where = " and ".join(map(str, _each(models)))
+        found.append(Verified(ok=False, bundle="", version="", graph="", problem=f"{where}: no bundle there"))
     if report is not None:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         ok = all(one.ok for one in found)
@@ -161,12 +165,12 @@ def verify(
 
 
 def build(
-    models: Path, cache: Path, engine: str = "auto", progress: Callable[[plans.Step], None] | None = None
+    models: Folders, cache: Path, engine: str = "auto", progress: Callable[[plans.Step], None] | None = None
 ) -> list[Built]:
     """Make what ``engine`` needs on this box: the CPU's forms always, plans where TensorRT is asked for or (``auto``) there.
 
     Args:
-        models: Folder of the bundles.
+        models: Folders of the bundles.
         cache: Folder for what is made.
         engine: As in the configuration.
         progress: Told of every step; drawn on the error stream when ``None``.
@@ -175,7 +179,7 @@ def build(
     store = Cache(cache / "artefacts")
     made: list[Built] = []
     with _drawn() if progress is None else _plain(progress) as tell:
-        for found in bundles.load_all(models):
+        for found in bundles.load_all(*_each(models)):
             if isinstance(found, BundleError):
                 made.append(Built(ok=False, bundle="", graph="", kind="", seconds=0.0, problem=str(found)))
                 continue
@@ -200,6 +204,10 @@ def box() -> dict[str, str]:
     if release.exists():
         facts["jetpack"] = release.read_text().splitlines()[0]
     return facts
+
+
+def _each(models: Folders) -> tuple[Path, ...]:
+    return (models,) if isinstance(models, Path) else tuple(models)
 
 
 def _kinds(graph: Graph, wanted: choice.Setting) -> Iterator[str]:

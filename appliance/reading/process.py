@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from appliance.inference.catalogue import Catalogue
+from appliance.inference.trust import trusted
 from appliance.reading.live import LiveReader
 from appliance.reading.preview import Preview, preview
 from appliance.reading.reader import Looked, Reader
@@ -31,7 +32,10 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None 
 
     cv2.setNumThreads(1)  # one request at a time on one core: more threads would only wait for each other
     wanted = msgspec.msgpack.decode(settings, type=ReadSettings)
-    catalogue = Catalogue(Path(wanted.models), Path(wanted.cache), wanted.engine, wanted.trusted_keys)
+    folders = [Path(folder) for folder in (wanted.models, wanted.installed) if folder]
+    catalogue = Catalogue(
+        folders, Path(wanted.cache), wanted.engine, None if wanted.trust is None else trusted(wanted.trust)
+    )
     catalogue.open(wanted.warm or None)
     reader = Reader(catalogue)
     live = LiveReader(reader)

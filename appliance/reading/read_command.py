@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,9 @@ from appliance.reading.reader import Looked, Reader
 from appliance.reading.requests import Known
 from appliance.reading.triage import NOT_READ
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Modality, Reading, Refusal
+
+if TYPE_CHECKING:
+    from appliance.inference.trust import Trust
 
 AHEAD = 4
 """How many captures beyond those being decoded may wait, decoded, for the network."""
@@ -73,25 +76,27 @@ class Done(NamedTuple):
 def run_read(
     paths: Iterable[Path],
     *,
-    models: Path,
+    models: Path | Sequence[Path],
     cache: Path,
     engine: str = "auto",
     modality: Modality | None = None,
     age: float | None = None,
     overlay_dir: Path | None = None,
     on_problem: Callable[[str], None] | None = None,
+    trust: Trust | None = None,
 ) -> Iterator[ReadLine]:
     """Read files and yield a line for each.
 
     Args:
         paths: plain files: DICOM, PNG, JPEG, WAV, FLAC.
-        models: folder of bundles.
+        models: folder of bundles, or several.
         cache: folder for what is derived from them on this box.
         engine: as in the configuration: ``auto``, ``cpu``, ``cuda``, ``tensorrt-ort``, ``tensorrt``.
         modality: what the files are of; taken from DICOM where ``None``.
         age: the patients' age in years, before what the files say.
         overlay_dir: where a PNG of each picture that was read goes, with its activation map.
         on_problem: told, at the end, what was wrong with bundles and engines.
+        trust: who must vouch for a bundle; nobody where ``None``.
     """
     import cv2
 
@@ -99,7 +104,7 @@ def run_read(
         1
     )  # the threads here are one network and one or more decoders; more would only wait for each other
     heap.keep()
-    catalogue = Catalogue(models, cache, engine)
+    catalogue = Catalogue(models, cache, engine, trust)
     catalogue.open([])
     try:
         known = Known(modality=modality, age_years=age)

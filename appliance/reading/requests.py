@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from appliance.inference.trust import TrustSettings
 from appliance.records import Engine, Modality, Reading
 
 
@@ -61,15 +62,16 @@ class ReadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the process is started with.
 
     ``vault``: folder of encrypted blobs; ``key``: folder of the box key. ``warm``: modalities whose engines are made ready
-    before the first request (all when empty).
+    before the first request (all when empty). ``trust``: who may vouch for bundles; ``None``: none need to.
     """
 
     models: str
     cache: str
+    installed: str = ""
     engine: str = "auto"
     vault: str = ""
     key: str = ""
-    trusted_keys: tuple[bytes, ...] | None = None
+    trust: TrustSettings | None = None
     warm: tuple[Modality, ...] = ()
 
 

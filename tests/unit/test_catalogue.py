@@ -12,6 +12,7 @@ import pytest
 from appliance.inference.catalogue import Catalogue
 from appliance.inference.engine import Engine, EngineError, EngineMissingError
 from appliance.inference.onnx import load
+from appliance.inference.trust import TrustedKeys
 from appliance.records import Modality
 from tests.networks import description, images, network, quantised, seal, write_bundle
 
@@ -119,11 +120,11 @@ def test_only_bundles_signed_by_a_trusted_key_serve_when_keys_are_given(models: 
 
     key = Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes_raw()
-    assert opened(models, trusted_keys=[public]).bundles == {}
+    assert opened(models, trust=TrustedKeys(configured=[public])).bundles == {}
     sign(models / "made-up", key.private_bytes_raw())
-    assert "made-up" in opened(models, trusted_keys=[public]).bundles
+    assert "made-up" in opened(models, trust=TrustedKeys(configured=[public])).bundles
     stranger = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    catalogue = opened(models, trusted_keys=[stranger])
+    catalogue = opened(models, trust=TrustedKeys(configured=[stranger]))
     assert catalogue.bundles == {}
     assert "signed by no trusted key" in catalogue.problems[0]
 

@@ -65,4 +65,4 @@ def test_verifying_an_engine_that_is_not_here_fails_naming_what_is_missing(model
 def test_a_folder_without_bundles_does_not_verify(tmp_path: Path) -> None:
     (one,) = commands.verify(tmp_path, tmp_path / "cache")
     assert not one.ok
-    assert "holds no bundle" in one.problem
+    assert "no bundle there" in one.problem
