@@ -32,7 +32,7 @@ class Timeline:
         self._limit = 1e9 / limit if limit > 0 else 0.0
         self._offset: int | None = None
         self._last = 0
-        self._source = 0
+        self._source = -1
         self._taken = 0.0
 
     def stamp(self, now_ns: int, source_ns: int | None = None) -> Stamp:
