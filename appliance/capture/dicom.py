@@ -23,7 +23,7 @@ from pynetdicom import AE, evt, register_uid
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from appliance.capture import dimse_stream
+from appliance.capture import dimse_server, dimse_stream
 from appliance.capture.facts import WANTED, facts_of_data_set
 from appliance.capture.header import DataSetReader, NotDicom
 from appliance.capture.intake import Incoming, Intake, IntakeError, StoreFull
@@ -159,7 +159,7 @@ class DicomDoor:
         self._server = ae.make_server(
             address,
             evt_handlers=handlers,
-            server_class=dimse_stream.StreamingServer,
+            server_class=dimse_server.StreamingServer,
             open_sink=self._open,
             note=self._note,
             admit=self._admit,
@@ -173,7 +173,7 @@ class DicomDoor:
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
-            dimse_stream.hang_up(server, _PATIENCE)
+            dimse_server.hang_up(server, _PATIENCE)
 
     def _count(self, cause: str) -> None:
         with self._lock:

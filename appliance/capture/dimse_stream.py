@@ -1,4 +1,4 @@
-"""Hands C-STORE data sets over while they arrive: the one module that touches pynetdicom's internals.
+"""Hands C-STORE data sets over while they arrive: with ``dimse_server``, what touches pynetdicom's internals.
 
 What this module keeps true: the bytes of an object go from the socket to its sink, piece by piece, never to a temporary
 file and never all into memory; whatever is not a fragment of such a data set goes through pynetdicom unchanged; a sink is
@@ -26,22 +26,17 @@ import select
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import pynetdicom
-from pynetdicom import evt
-from pynetdicom._handlers import (
-    standard_dimse_recv_handler,
-    standard_dimse_sent_handler,
-    standard_pdu_recv_handler,
-    standard_pdu_sent_handler,
-)
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AssociationSocket, RequestHandler
 
 from appliance.capture.store_messages import StoreRequest, store_request, store_response
 from appliance.capture.waking import SignallingQueue, Waker
@@ -73,6 +68,9 @@ class Sink(Protocol):
 Note = Callable[[str, str], None]
 """(cause to count by, message to log): something a peer did that ends its association."""
 
+Answered = Callable[[int], None]
+"""Is given the status of an answer."""
+
 Open = Callable[[Any, str, str, str], Sink]
 """(association, SOP class UID, SOP instance UID, transfer syntax UID) → where the data set goes. May not raise."""
 
@@ -93,7 +91,13 @@ def usable() -> str:
     return ""
 
 
-class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
+class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
+    """Takes messages apart; a C-STORE's data set goes to its sink, everything else to pynetdicom.
+
+    ``report`` sends an N-EVENT-REPORT between whatever else goes on in the association, on the association's own thread, and
+    gives the answer's status to a callback; pynetdicom's own ``send_n_event_report`` takes the peer's next request for it.
+    """
+
     message: Any
 
     def __init__(self, association: Any, open_sink: Open, note: Note) -> None:
@@ -103,6 +107,9 @@ class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         self._request = StoreRequest("", "", 0)
         self._context_id = 0
         self.note = note
+        self._sending = threading.Lock()  # the parts of two messages must not mix
+        self._reports: queue.SimpleQueue[tuple[Any, int, Answered]] = queue.SimpleQueue()
+        self._answers: dict[int, Answered] = {}
 
     @property
     def streaming(self) -> int:
@@ -110,6 +117,7 @@ class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         return self._context_id if self._sink is not None else 0
 
     def receive_primitive(self, primitive: Any) -> None:
+        """Take the fragments of a P-DATA-TF. What can't be understood ends the association."""
         try:
             for context_id, data in primitive.presentation_data_value_list:
                 if self._sink is not None:
@@ -158,15 +166,37 @@ class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
             self._sink = None
             answer = P_DATA()
             answer.presentation_data_value_list.append((context_id, b"\x03" + response))
-            self.dul.send_pdu(answer)
+            with self._sending:
+                self.dul.send_pdu(answer)
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Send a whole message."""
+        with self._sending:
+            super().send_msg(primitive, context_id)
+
+    def report(self, primitive: Any, context_id: int, answered: Answered) -> None:
+        """Send an N-EVENT-REPORT request soon; ``answered`` gets the status of its answer, if one comes."""
+        self._reports.put((primitive, context_id, answered))
+        self.msg_queue.put((None, None))
 
     def get_msg(self, block: bool = False) -> Any:
+        """The next message for pynetdicom, ``(None, None)`` when none came for a while."""
         if block:
             return super().get_msg(block=True)
+        while not self._reports.empty():
+            primitive, number, answered = self._reports.get()
+            self._answers[primitive.MessageID] = answered
+            self.send_msg(primitive, number)
         try:
-            return self.msg_queue.get(timeout=_WAIT)
+            context_id, message = self.msg_queue.get(timeout=_WAIT)
         except queue.Empty:
             return None, None
+        if isinstance(message, N_EVENT_REPORT) and message.MessageIDBeingRespondedTo is not None:
+            awaited = self._answers.pop(message.MessageIDBeingRespondedTo, None)
+            if awaited is not None and message.Status is not None:
+                awaited(message.Status)
+            return None, None
+        return context_id, message
 
     def discard(self) -> None:
         """The association is over: what was being received is dropped."""
@@ -175,7 +205,7 @@ class _Dimse(DIMSEServiceProvider):  # type: ignore[misc]
             sink.discard()
 
 
-class _Socket(AssociationSocket):  # type: ignore[misc]
+class Socket(AssociationSocket):  # type: ignore[misc]
     """Reads whole PDUs into one buffer, and can be waited for."""
 
     def __init__(self, association: Any, client_socket: socket.socket) -> None:
@@ -216,6 +246,7 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
             return False
 
     def recv(self, nr_bytes: int) -> bytearray:
+        """``nr_bytes``, fewer at the end."""
         data = bytearray(nr_bytes)
         with memoryview(data) as view:
             got = self.fill(view)
@@ -224,6 +255,7 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
 
     @property
     def ready(self) -> bool:
+        """Wait a little; whether there is something to read."""
         if self._ahead:
             return True
         plain, dul = self.socket, self.assoc.dul
@@ -246,7 +278,9 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
             return False
 
 
-class _Dul(DULServiceProvider):  # type: ignore[misc]
+class Dul(DULServiceProvider):  # type: ignore[misc]
+    """Takes a data set's fragments off the socket itself, and waits for the socket and its queues at once."""
+
     def __init__(self, association: Any) -> None:
         super().__init__(association)
         self.waker = Waker()
@@ -256,6 +290,7 @@ class _Dul(DULServiceProvider):  # type: ignore[misc]
         self._buffer = bytearray(_HEAD + PDU_SIZE)
 
     def run_reactor(self) -> None:
+        """Serve until the association is over."""
         try:
             super().run_reactor()
         except Exception as error:  # noqa: BLE001 - the edge of this thread: the association ends, the door stays open
@@ -268,6 +303,7 @@ class _Dul(DULServiceProvider):  # type: ignore[misc]
             )  # an association still waiting for its request would else hold its place for long
 
     def stop_dul(self) -> bool:
+        """End, once idle; whether it did."""
         if self.state_machine.current_state != "Sta1":
             return False
         self._kill_thread = True
@@ -323,74 +359,3 @@ class _Dul(DULServiceProvider):  # type: ignore[misc]
                 return False
             self.socket.push_back(buffer[:6])
         return True
-
-
-class _Handler(RequestHandler):  # type: ignore[misc]
-    def _create_association(self) -> Any:
-        plain: socket.socket = self.request
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stall = struct.pack("ll", int(self.server.stall_timeout), 0)
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, stall)
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
-        association = super()._create_association()
-        association.dimse = _Dimse(association, self.server.open_sink, self.server.note)
-        association.dul = _Dul(association)
-        association.acse_timeout = self.ae.acse_timeout
-        association.network_timeout = self.ae.network_timeout
-        association.set_socket(_Socket(association, plain))
-        for event, handler in (
-            (evt.EVT_DIMSE_RECV, standard_dimse_recv_handler),
-            (evt.EVT_DIMSE_SENT, standard_dimse_sent_handler),
-            (evt.EVT_PDU_RECV, standard_pdu_recv_handler),
-            (evt.EVT_PDU_SENT, standard_pdu_sent_handler),
-        ):
-            association.unbind(event, handler)  # they format what is then not logged
-        return association
-
-
-class StreamingServer(ThreadedAssociationServer):  # type: ignore[misc]
-    """A server whose associations stream. Made by ``AE.make_server(…, server_class=StreamingServer, …)``.
-
-    ``open_sink`` is called for each object; ``admit`` for each connection with the peer's address; ``note`` for each breach
-    of the protocol; a peer that stalls in the middle of a PDU for ``stall_timeout`` seconds is dropped.
-    """
-
-    request_queue_size = 128
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(
-        self,
-        *args: Any,
-        open_sink: Open,
-        note: Note,
-        admit: Callable[[str], bool],
-        stall_timeout: float,
-        **named: Any,
-    ) -> None:
-        self.open_sink = open_sink
-        self.note = note
-        self.admit = admit
-        self.stall_timeout = stall_timeout
-        super().__init__(*args, request_handler=_Handler, **named)
-        self._gc = [0, 300]  # its garbage collection stays every 30 s at the shorter poll below
-
-    def serve(self) -> None:
-        """Serve until ``shutdown``; run it in a thread."""
-        self.serve_forever(poll_interval=0.1)
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        """Whether the connection may stay."""
-        return self.admit(str(client_address[0]))
-
-
-def hang_up(server: Any, patience: float) -> None:
-    """End the server's associations at once and wait at most ``patience`` seconds for each."""
-    associations = server.active_associations
-    for association in associations:
-        plain = association.dul.socket.socket if association.dul.socket is not None else None
-        if plain is not None:
-            with contextlib.suppress(OSError):
-                plain.shutdown(socket.SHUT_RDWR)
-    for association in associations:
-        association.join(patience)
