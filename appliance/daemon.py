@@ -7,6 +7,7 @@ on without models, reading and keeping go on without a link.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ from appliance.console.server import ConsoleError, ConsoleServer
 from appliance.health import notify
 from appliance.health.clock import Clock, kernel_synchronised
 from appliance.health.escalation import Escalation
+from appliance.health.status import say_serving
 from appliance.health.watchdog import Watchdog
 from appliance.inference import trust
 from appliance.inference.worker import Result, Worker
@@ -232,7 +234,10 @@ class Daemon:
 
         def done(answered: Future[Result]) -> None:
             if not answered.cancelled() and answered.result().status == "ok":
-                self.described = msgspec.msgpack.decode(answered.result().body, type=Described)
+                before, self.described = self.described, msgspec.msgpack.decode(answered.result().body, type=Described)
+                if self.described != before:
+                    with contextlib.suppress(OSError):  # only ``bedside status`` would miss it
+                        say_serving(self.store.folder, self.described)
 
         result.add_done_callback(done)
 

@@ -66,10 +66,12 @@ def _status(daemon: Daemon) -> StatusView:
                 engine=one.engine.engine,
                 provider=one.engine.provider,
                 golden=one.engine.golden,
+                state=one.state,
             )
             for one in daemon.described.serving
         ),
         model_problems=daemon.described.problems,
+        building=daemon.described.building,
         doors=tuple(_door(daemon, name) for name in daemon.doors),
         problems=tuple(daemon.problems()),
     )

@@ -17,7 +17,10 @@ from appliance.store.store import Store
 
 
 class Serving(Record, frozen=True, kw_only=True):
-    """A model that answers on this box, and what really runs it (promise 5)."""
+    """A model that answers on this box, and what really runs it (promise 5).
+
+    ``state``: ``ready``; ``building`` while a better engine is built and this one serves; ``unbuilt`` when it waits to be.
+    """
 
     bundle: str
     version: str
@@ -25,6 +28,7 @@ class Serving(Record, frozen=True, kw_only=True):
     engine: str = ""
     provider: str = ""
     golden: str = "not-run"
+    state: str = "ready"
 
 
 class Door(Record, frozen=True, kw_only=True):
@@ -42,7 +46,8 @@ class StatusView(Record, frozen=True, kw_only=True):
     ``link_problem``: cause and remedy, empty when there is none. ``waiting_*`` and ``sent_bytes`` (since the journal began)
     count what is for the hub. ``captures``: number in each state, ``set_aside`` and ``conflicts`` beside. ``free_bytes``:
     what is left before new captures are refused. ``clock_uncertainty_s``: ``None`` when no clock source has been trusted
-    since the box was switched on. ``wall``: the box's time, RFC 3339 in UTC.
+    since the box was switched on. ``wall``: the box's time, RFC 3339 in UTC. ``building``: the engine that is being built now,
+    empty when none is.
     """
 
     version: str = ""
@@ -59,6 +64,7 @@ class StatusView(Record, frozen=True, kw_only=True):
     wall: str = ""
     models: tuple[Serving, ...] = ()
     model_problems: tuple[str, ...] = ()
+    building: str = ""
     doors: tuple[Door, ...] = ()
     problems: tuple[str, ...] = ()
 

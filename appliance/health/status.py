@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from appliance.config import Config
+from appliance.health.check_box import is_running
+from appliance.reading.requests import Described, Serving
 from appliance.store import audit
 from appliance.store.errors import StoreError
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """The journal in numbers. ``captures`` by state, ``readings`` by triage, ``read`` by status."""
+    """The journal in numbers, and what a running daemon says of its models.
+
+    ``captures`` by state, ``readings`` by triage, ``read`` by status; ``models``: what serves, on what, and whether a better
+    engine is being built (``building``: which one) or waits to be (``unbuilt``).
+    """
 
     device: str
     state_folder: str
@@ -26,11 +33,35 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     reviewed: int
     set_aside: int
     sent_bytes: int
+    running: bool
+    models: tuple[str, ...] = ()
+    building: str = ""
+    model_problems: tuple[str, ...] = ()
+
+
+_SERVING = "serving.json"
+
+
+def say_serving(state: Path, described: Described) -> None:
+    """Leave word for ``state_of`` of what serves in the running daemon; raises ``OSError``."""
+    new = state / f".{_SERVING}.part"
+    new.write_bytes(msgspec.json.encode(described))
+    new.replace(state / _SERVING)
+
+
+def serving_of(config: Config) -> Described:
+    """What a daemon said last; nothing when none did."""
+    try:
+        return msgspec.json.decode((config.state / _SERVING).read_bytes(), type=Described)
+    except (OSError, msgspec.MsgspecError):
+        return Described(serving=(), problems=())
 
 
 def state_of(config: Config) -> State:
     """The present state; raises ``StoreError`` when there is no journal yet."""
     connection = _reader(config)
+    running = is_running(config.state)
+    said = serving_of(config) if running else Described(serving=(), problems=())
     try:
 
         def pairs(sql: str) -> dict[str, int]:
@@ -53,9 +84,18 @@ def state_of(config: Config) -> State:
             reviewed=number("SELECT count(DISTINCT capture_id) FROM inbox WHERE leaf = 'review'"),
             set_aside=number("SELECT count(*) FROM capture WHERE set_aside <> ''"),
             sent_bytes=number("SELECT coalesce(sum(bytes), 0) FROM usage"),
+            running=running,
+            models=tuple(_words(one) for one in said.serving),
+            building=said.building,
+            model_problems=said.problems,
         )
     finally:
         connection.close()
+
+
+def _words(one: Serving) -> str:
+    better = {"building": ", a better engine is being built", "unbuilt": ", a better engine is to be built"}
+    return f"{one.bundle} {one.version} on {one.engine.provider}{better.get(one.state, '')}"
 
 
 def audit_of(config: Config) -> tuple[list[dict[str, Any]], int | None]:
