@@ -104,6 +104,28 @@ class StethoscopeConfig(Section, frozen=True, kw_only=True):
     automatic_stop: Annotated[bool, field("Stop when enough clean beats or breaths are in")] = True
 
 
+class UltrasoundConfig(Section, frozen=True, kw_only=True):
+    """Live ultrasound from a grabber (V4L2) or a stream, for freezes and clips at the console."""
+
+    enabled: Annotated[bool, field("Offer live ultrasound in the console")] = True
+    source: Annotated[
+        str,
+        field(
+            "Where the picture comes from: auto (the first grabber), a name below /dev/v4l, a file, or an address "
+            "(rtsp, http, udp); `bedside devices` lists the grabbers",
+            min_length=1,
+        ),
+    ] = "auto"
+    area: Annotated[
+        tuple[float, ...],
+        field("The picture on the screen as shares: top, left, bottom, right; empty: it is found, and can be confirmed"),
+    ] = ()
+    pre_roll: Annotated[float, field("A clip begins this long before it is asked for", "s", ge=0, le=30)] = 4.0
+    longest_clip: Annotated[float, field("A clip ends by itself after", "s", ge=1, le=120)] = 20.0
+    frame_rate: Annotated[float, field("Most frames a second that are taken; 0 means all", "Hz", ge=0, le=120)] = 30.0
+    ring: Annotated[int, field("Disk that the pre-roll may take", "MB", ge=16, le=65536)] = 512
+
+
 class ModelsConfig(Section, frozen=True, kw_only=True):
     """Which bundles are served, and by what."""
 
@@ -219,6 +241,7 @@ class Config(Section, frozen=True, kw_only=True):
     worklist: WorklistConfig = WorklistConfig()
     folder: FolderConfig = FolderConfig()
     stethoscope: StethoscopeConfig = StethoscopeConfig()
+    ultrasound: UltrasoundConfig = UltrasoundConfig()
     models: ModelsConfig = ModelsConfig()
     link: LinkConfig = LinkConfig()
     usb: UsbConfig = UsbConfig()
@@ -291,6 +314,7 @@ def _cross_check(config: Config, name: str) -> None:
         raise ConfigError(
             f"{name}: storage.reserve: must be less than storage.refuse_below ({storage.refuse_below} MB)"
         )
+    _check_area(config.ultrasound.area, name)
     if config.folder.enabled and Path(config.folder.path).resolve() == config.state.resolve():
         raise ConfigError(f"{name}: folder.path: is storage.state itself; watch a folder of its own")
 
@@ -308,6 +332,15 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return address == "localhost"
+
+
+def _check_area(area: tuple[float, ...], name: str) -> None:
+    top, left, bottom, right = area if len(area) == 4 else (0.0, 0.0, 1.0, 1.0)
+    if len(area) not in {0, 4} or not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+        raise ConfigError(
+            f"{name}: ultrasound.area: not four shares from 0 to 1 with top above bottom and left before right; "
+            "leave it empty or write, say, [0.1, 0.2, 0.9, 0.8]"
+        )
 
 
 _FORM = Form(Config, _cross_check, headline="Bedside", command="bedside config --example")

@@ -1,0 +1,413 @@
+"""The ultrasound door: live video while somebody looks, freezes and clips that end in the one door.
+
+What this module keeps true: the source is open only while somebody looks or a clip is recorded, and is opened again, anew and
+with back-off, when it ends; a freeze is the frame that the person saw; a clip begins with the pre-roll, but never before the
+patient was chosen; what was recorded when the source, the disk or the power failed waits for "keep" like any other, and what
+nobody decides about is kept.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import random
+import threading
+import time
+import uuid
+
+import msgspec
+import structlog
+
+from appliance.capture import video_region
+from appliance.capture.intake import Intake, IntakeError
+from appliance.capture.video_messages import Heard, Message, Order, Picture, Ready, Settings
+from appliance.capture.video_multiframe import NoFrames
+from appliance.capture.video_process import Decoding
+from appliance.capture.video_scan import NotNow, Scan, Waiting, area_of
+from appliance.capture.video_takes import Also, Attach, Take, Takes, Whose
+from appliance.capture.video_regions import Regions
+from appliance.config import UltrasoundConfig
+from appliance.store.captures import Kept
+from appliance.store.errors import StoreError
+
+_log = structlog.get_logger(__name__)
+
+_LOOKED_AT_S = 25.0
+_DECIDE_S = 600.0
+_KEEPER_S = 5.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 15.0
+_STEADY_S = 8.0
+_REMEMBERED = 400
+_SPARE_S = 2.0
+_MB = 1 << 20
+
+
+class VideoDoor:
+    """Live ultrasound by ``config``; takes go through ``intake``. ``attach``: see ``video_takes.Attach``."""
+
+    def __init__(self, config: UltrasoundConfig, intake: Intake, attach: Attach = lambda _: None) -> None:
+        self._config, self._intake = config, intake
+        folder = intake.store.folder / "ring"
+        self.takes = Takes(intake, folder, attach)
+        self._regions = Regions(intake.store.files, folder / "regions.json")
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._decoding: Decoding | None = None
+        self._scan = Scan()
+        self._ready: Ready | None = None
+        self._heard: Heard | None = None
+        self._picture: Picture | None = None
+        self._session = ""
+        self._shown: collections.OrderedDict[int, int] = collections.OrderedDict()
+        self._open: dict[str, Take] = {}
+        self._settling: set[str] = set()
+        self._order = Order()
+        self._looked = -_LOOKED_AT_S
+        self._whose, self._since = "", 0
+
+    def start(self) -> None:
+        """Begin to serve, and to keep what a power cut left."""
+        self._stopping.clear()
+        for take in self.takes.all():
+            ended = take.ended or ("" if take.to_ns else "power")
+            self._open[take.id] = msgspec.structs.replace(take, ended=ended, to_ns=take.to_ns or 2**62)
+        left = tuple(self._open)
+        self._threads = [
+            threading.Thread(target=self._supervise, name="ultrasound", daemon=True),
+            threading.Thread(target=self._keeper, args=(left,), name="ultrasound-keeper", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Close the source; a clip that is recorded ends here and waits on the disk."""
+        self._stopping.set()
+        with self._changed:
+            decoding = self._decoding
+            self._changed.notify_all()
+        if decoding is not None:
+            decoding.stop()
+        for thread in self._threads:
+            thread.join(15)
+        self._threads = []
+
+    # What a person does
+
+    def present(self, encounter_id: str) -> None:
+        """Somebody looks, for this visit (empty: for nobody yet): a pre-roll will not reach back before this."""
+        with self._changed:
+            self._looked = time.monotonic()
+            if encounter_id != self._whose:
+                self._whose, self._since = encounter_id, time.monotonic_ns()
+            self._changed.notify_all()
+
+    def scan(self, after: int = -1, timeout_s: float = 0.0) -> Scan:
+        """How it is; waits up to ``timeout_s`` for a state newer than serial ``after``."""
+        with self._changed:
+            self._looked = time.monotonic()
+            self._changed.wait_for(lambda: self._scan.serial > after or self._stopping.is_set(), timeout_s)
+            return self._scan
+
+    def picture(self, after: int, width: int, timeout_s: float) -> Picture | None:
+        """A picture with another number than ``after``, ``width`` pixels wide at most; ``None`` when none came in time."""
+        with self._changed:
+            self._looked = time.monotonic()
+            self._changed.notify_all()
+            have = self._picture
+            if have is None or have.number == after:
+                self._send(look=max(64, min(width, 1280)))
+            self._changed.wait_for(
+                lambda: (self._picture is not None and self._picture.number != after) or self._stopping.is_set(),
+                timeout_s,
+            )
+            newest = self._picture
+            if newest is None or newest.number == after:
+                return None
+            if newest is have:  # it is some moments old already: the next one is on its way when it is asked for
+                self._send(look=max(64, min(width, 1280)))
+            return newest
+
+    def freeze(self, whose: Whose, number: int = 0) -> Take:
+        """Hold the frame that was shown as ``number``, else the newest one; raises ``NotNow`` or ``IntakeError``."""
+        self._intake.room()
+        with self._changed:
+            heard = self._live()
+            t_ns = self._shown.get(number, heard.t_ns)
+            return self._begin("still", whose, t_ns, t_ns)
+
+    def record(self, whose: Whose) -> Take:
+        """Begin a clip, with the pre-roll before it; raises ``NotNow`` or ``IntakeError``."""
+        self._intake.room()
+        with self._changed:
+            self._live()
+            if any(not take.to_ns for take in self._open.values()):
+                raise NotNow("a clip is being recorded already: end it first")
+            begin = time.monotonic_ns() - int(self._config.pre_roll * 1e9)
+            return self._begin("clip", whose, max(begin, self._since), 0)
+
+    def finish(self, ended: str = "") -> Take | None:
+        """End the clip that is recorded: it waits for "keep" or "discard"; ``None`` when there is none."""
+        with self._changed:
+            take = next((one for one in self._open.values() if not one.to_ns), None)
+            if take is None:
+                return None
+            done = msgspec.structs.replace(take, to_ns=time.monotonic_ns(), ended=ended)
+            self._open[take.id] = done
+            self.takes.put(done)
+            self._send()
+            self._publish()
+            return done
+
+    def keep(self, take_id: str) -> Kept:
+        """Keep a freeze or clip, durable on return; raises ``NotNow``, ``IntakeError`` or ``NoFrames``."""
+        take = self._settle(take_id)
+        try:
+            kept = self.takes.keep(take)
+        except NoFrames:
+            self._forgotten(take_id)
+            raise
+        finally:
+            with self._changed:
+                self._settling.discard(take_id)
+        self._forgotten(take_id)
+        return kept
+
+    def discard(self, take_id: str) -> None:
+        """Let a freeze or clip go for good; raises ``NotNow``."""
+        take = self._settle(take_id)
+        self.takes.forget(take)
+        self._intake.store.note("discarded", take_id, f"{take.kind} of ultrasound, never kept")
+        with self._changed:
+            self._settling.discard(take_id)
+        self._forgotten(take_id)
+
+    def confirm_area(self, shares: tuple[float, float, float, float] | None = None) -> None:
+        """A person says that the area shown (or ``shares``: top, left, bottom, right) is the picture and holds no name.
+
+        It is remembered for this device. Raises ``NotNow``.
+        """
+        with self._changed:
+            ready, heard = self._ready, self._heard
+            if ready is None:
+                raise NotNow("no video source is open: plug it in first")
+            if shares is not None:
+                region = video_region.rectangle(ready.height, ready.width, shares)
+            elif heard is not None and heard.region is not None:
+                region = msgspec.structs.replace(heard.region, confirmed=True)
+            else:
+                raise NotNow("no area has been found yet: give it by numbers, or show the live picture without menus")
+            self._regions.remember(ready.id, region)
+            self._order = msgspec.structs.replace(self._order, region=region)
+            self._send()
+
+    def search_area(self) -> None:
+        """Forget this device's area and look for it anew."""
+        with self._changed:
+            if self._ready is not None:
+                self._regions.forget(self._ready.id)
+            self._order = msgspec.structs.replace(self._order, region=None, search=self._order.search + 1)
+            self._send()
+
+    # What the threads do
+
+    def _supervise(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            if not self._wanted():
+                self._phase("asleep")
+                self.takes.tidy()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._wanted() or self._stopping.is_set(), 30.0)
+                continue
+            began = time.monotonic()
+            reason = self._run()
+            failures = 0 if time.monotonic() - began > _STEADY_S else failures + 1
+            if reason and not self._stopping.is_set():
+                _log.warning("ultrasound source ended", reason=reason)
+                self._phase("gone", reason)
+                delay = min(_FIRST_DELAY_S * 2**failures, _LONGEST_DELAY_S) * random.uniform(0.8, 1.2)  # noqa: S311
+                self._stopping.wait(delay)
+
+    def _run(self) -> str:
+        """One run of the decoder; why it ended."""
+        self._phase("opening")
+        try:
+            self._session, folder, key = self.takes.begin_session()
+        except OSError as error:
+            return f"the disk did not take the pre-roll ({error.strerror}): free space"
+        config = self._config
+        settings = Settings(
+            source=config.source,
+            folder=str(folder),
+            key=key,
+            keep_s=config.pre_roll + _SPARE_S,
+            most=config.ring * _MB,
+            rate_limit=config.frame_rate,
+            fixed=config.area if config.area else None,  # type: ignore[arg-type]  # four numbers, checked by the config
+            regions=self._regions.known(),
+        )
+        decoding = Decoding(settings)
+        with self._changed:
+            self._decoding, self._order = decoding, Order()
+        reason = decoding.run(self._hear)
+        with self._changed:
+            self._decoding = self._ready = self._heard = self._picture = None
+            self._shown.clear()
+            crashed = decoding.crashed
+            self._scan = msgspec.structs.replace(
+                self._scan, opened=self._scan.opened + 1, crashes=self._scan.crashes + crashed
+            )
+        self.finish("source")
+        session, self._session = self._session, ""
+        self.takes.tidy()
+        _log.debug("decoder ended", session=session)
+        return reason
+
+    def _hear(self, message: Message) -> None:
+        with self._changed:
+            if isinstance(message, Ready):
+                self._ready = message
+                self._send()
+            elif isinstance(message, Picture):
+                self._picture = message
+                if not message.whole:
+                    self._shown[message.number] = message.t_ns
+                    while len(self._shown) > _REMEMBERED:
+                        self._shown.popitem(last=False)
+                self._changed.notify_all()
+                return
+            elif isinstance(message, Heard):
+                self._heard = message
+                self._watch(message)
+            self._publish("live")
+
+    def _watch(self, heard: Heard) -> None:
+        """End a clip that is long enough or can't go on, stop at a full disk, sleep when nobody looks."""
+        take = next((one for one in self._open.values() if not one.to_ns), None)
+        if take is not None:
+            if time.monotonic_ns() - take.taken.monotonic_ns > self._config.longest_clip * 1e9:
+                self.finish("limit")
+            elif not heard.durable:
+                self.finish("disk")
+        spool = self._intake.store.free() > 0
+        if spool != self._order.spool:
+            self._order = msgspec.structs.replace(self._order, spool=spool)
+            self._send()
+        if not self._wanted() and self._decoding is not None:
+            self._decoding.stop()
+
+    def _keeper(self, left: tuple[str, ...]) -> None:
+        """Keep what a start found, and what nobody decides about."""
+        overdue = set(left)
+        while True:
+            for take_id in list(overdue):
+                with contextlib.suppress(NoFrames, NotNow):
+                    try:
+                        self.keep(take_id)
+                        _log.info("ultrasound kept without a word", take=take_id)
+                    except (IntakeError, StoreError, OSError) as error:
+                        _log.error("ultrasound not kept; it is tried again", take=take_id, error=str(error))
+                        continue
+                overdue.discard(take_id)
+            if self._stopping.wait(_KEEPER_S):
+                return
+            now = time.monotonic_ns()
+            with self._changed:
+                waiting = [take for take in self._open.values() if take.to_ns and now - take.to_ns > _DECIDE_S * 1e9]
+                overdue |= {take.id for take in waiting if take.id not in self._settling}
+
+    # What they share (called with the lock held)
+
+    def _wanted(self) -> bool:
+        recording = any(not take.to_ns for take in self._open.values())
+        return recording or time.monotonic() - self._looked < _LOOKED_AT_S
+
+    def _live(self) -> Heard:
+        heard = self._heard
+        if heard is None or self._decoding is None:
+            raise NotNow(self._scan.reason or "the picture is not there yet: wait a moment")
+        if heard.reason:
+            raise NotNow(heard.reason)
+        if not heard.kept:
+            raise NotNow("the first frames are on their way to the disk: wait a moment")
+        return heard
+
+    def _begin(self, kind: str, whose: Whose, from_ns: int, to_ns: int) -> Take:
+        ready = self._ready
+        take = Take(
+            id=uuid.uuid4().hex,
+            kind="clip" if kind == "clip" else "still",
+            session=self._session,
+            from_ns=from_ns,
+            to_ns=to_ns,
+            taken=self._intake.store.now(),
+            whose=whose,
+            device=ready.name if ready else "",
+            lossy=ready.lossy if ready else True,
+            method=ready.method if ready else "",
+        )
+        self._open[take.id] = take
+        self._send()
+        try:
+            self.takes.put(take)
+        except OSError as error:
+            del self._open[take.id]
+            self._send()
+            raise self._intake.refused(error) from error
+        self._publish()
+        return take
+
+    def _settle(self, take_id: str) -> Take:
+        with self._changed:
+            take = self._open.get(take_id)
+            if take is None or take_id in self._settling:
+                raise NotNow("this freeze or clip has been kept or discarded already")
+            if not take.to_ns:
+                raise NotNow("this clip is still being recorded: end it first")
+            self._settling.add(take_id)
+            return take
+
+    def _forgotten(self, take_id: str) -> None:
+        with self._changed:
+            self._open.pop(take_id, None)
+            self._send()
+            self._publish()
+        self.takes.tidy(self._session)
+
+    def _send(self, look: int = 0) -> None:
+        pins = tuple((take.from_ns, take.to_ns) for take in self._open.values() if take.session == self._session)
+        self._order = msgspec.structs.replace(self._order, pins=pins)
+        if self._decoding is not None:
+            self._decoding.order(msgspec.structs.replace(self._order, look=look))
+
+    def _phase(self, phase: str, reason: str = "") -> None:
+        with self._changed:
+            self._publish(phase, reason)
+
+    def _publish(self, phase: str = "", reason: str = "") -> None:
+        """Make the state that viewers see, and wake them."""
+        ready, heard = self._ready, self._heard
+        takes = sorted(self._open.values(), key=lambda take: take.taken.monotonic_ns)
+        self._scan = msgspec.structs.replace(
+            self._scan,
+            serial=self._scan.serial + 1,
+            phase=phase or self._scan.phase,  # type: ignore[arg-type]  # one of the phases
+            reason=heard.reason if heard else (reason or ("" if phase else self._scan.reason)),
+            device=ready.name if ready else "",
+            size=(ready.width, ready.height) if ready else (0, 0),
+            format=ready.format if ready else "",
+            rate=heard.rate if heard else 0.0,
+            kept=heard.kept if heard else 0,
+            lost=heard.lost if heard else 0,
+            dropped=heard.dropped if heard else 0,
+            refused=heard.refused if heard else 0,
+            quality=heard.quality if heard and not heard.reason else None,
+            area=area_of(heard.region if heard else None),
+            recording=any(not take.to_ns for take in takes),
+            takes=tuple(Waiting.of(take, time.monotonic_ns()) for take in takes if take.id not in self._settling),
+        )
+        self._changed.notify_all()
+
+
+__all__ = ["Also", "NotNow", "Picture", "Scan", "Take", "VideoDoor", "Whose"]
