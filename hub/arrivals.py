@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from appliance.protocol.chunks import Chunk
-from appliance.protocol.messages import Receipt, Result, Status
+from appliance.protocol.messages import Checkpoint, Receipt, Renewal, Result, Status
 from appliance.protocol.topics import Address
 
 Answer = Literal["stored", "partial", "conflict", "refused"]
@@ -21,6 +21,8 @@ class Incoming(NamedTuple):
     payload: bytes
     properties: tuple[tuple[str, str], ...] = ()
     content_type: str = ""
+    is_proven: bool = False
+    """Whether it is known already whose it is: it came in a parcel that its box has signed."""
 
 
 class ResultArrival(NamedTuple):
@@ -54,14 +56,37 @@ class StateArrival(NamedTuple):
     payload: bytes
 
 
+class RenewalArrival(NamedTuple):
+    """A box asks for a new certificate; ``key``: the short name of the key that it signed with."""
+
+    address: Address
+    message: Renewal
+    key: str
+
+
+class CheckpointArrival(NamedTuple):
+    """Where a box's audit log stands; ``key``: the short name of the key that it signed with."""
+
+    address: Address
+    message: Checkpoint
+    key: str
+    payload: bytes
+    sha256: str
+
+
 class Rejected(NamedTuple):
-    """Something that is not a message of this protocol: counted, never stored."""
+    """Something that is not a message of this protocol, or not proven to be the box's: counted.
+
+    ``aside``: a result that is kept aside for a human, because nobody knows whose it is; ``reason`` why.
+    """
 
     device: str
     leaf: str
     cause: str
     size: int
     sha256: str
+    aside: ResultArrival | None = None
+    reason: str = ""
 
 
 class Reply(NamedTuple):

@@ -17,7 +17,8 @@ from hub import config as configuration
 from hub.authority import Authority, AuthorityError, make_authority
 from hub.config import Config, ConfigError
 from hub.database import Database, DatabaseError
-from hub.enrolment import Enrolments, Told
+from hub.enrolment import Enrolments
+from hub.identity import make_enrolments
 
 ca_app = typer.Typer(name="ca", help="The hub's authority: who the boxes are.", no_args_is_help=True)
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The hub's TOML file.", dir_okay=False)]
@@ -136,20 +137,6 @@ def open_enrolments(config: Config) -> Enrolments:
         return make_enrolments(config, database)
     except (DatabaseError, AuthorityError, OSError) as error:
         fail(str(error))
-
-
-def make_enrolments(config: Config, database: Database) -> Enrolments:
-    """The enrolments of a configuration that names an authority; raises ``AuthorityError``."""
-    from appliance.protocol.parcel import ParcelError
-    from hub.parcels import open_keys
-
-    settings = config.authority
-    try:
-        parcel_key = open_keys(Path(settings.parcel_key)).public if settings.parcel_key else ""
-    except ParcelError as error:
-        raise AuthorityError(f"authority.parcel_key: {error}") from error
-    told = Told(settings.broker, parcel_key)
-    return Enrolments(database, Authority(_folder(config)), days=settings.days, told=told)
 
 
 def _folder(config: Config) -> Path:

@@ -66,7 +66,7 @@ def _blobs(folder: Path, refuse_below: int) -> Point:
 
 
 def _broker(config: Config) -> Point:
-    broker = config.broker
+    broker = config.reached_broker
     where = f"{broker.host}:{broker.port}"
     try:
         with socket.create_connection((broker.host, broker.port), timeout=5) as connection:

@@ -75,6 +75,11 @@ class Enrolments:
         secret = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"bedside enrolment code 1")
         self._seal = AESGCM(secret.derive(authority.sealing_secret()))
 
+    @property
+    def authority_pem(self) -> str:
+        """The authority's certificate, for whoever asks."""
+        return self._authority.pem
+
     def make_code(self, device: Address, now_ms: int, hours: float) -> str:
         """A one-time code for ``device``, as text; raises ``AuthorityError`` for a name that can't be one."""
         try:

@@ -28,6 +28,7 @@ from appliance.protocol import topics
 from hub.config import BrokerConfig, IngestConfig
 from hub.receive import Published, Receiver, StoreUnavailable
 from hub.session import Delivered, Session
+from hub.trust import Voice
 
 _LOG = structlog.get_logger("hub.ingest")
 _RETRY_S = 0.5
@@ -38,7 +39,9 @@ Tick = Callable[[], Sequence[Published]]
 
 def shared_filters(share: str) -> list[str]:
     """What a worker subscribes to, as a member of the group ``share``."""
-    return [topics.every_up(leaf, share) for leaf in ("result", "blob", "receipt", "telemetry")]
+    return [
+        topics.every_up(leaf, share) for leaf in ("result", "blob", "receipt", "telemetry", "renewal", "checkpoint")
+    ]
 
 
 def status_filters() -> list[str]:
@@ -59,8 +62,13 @@ class Worker:
         filters: Sequence[str],
         tick: Tick | None = None,
         tick_every: float = 1.0,
+        voice: Voice | None = None,
     ) -> None:
-        """``tick`` is called every ``tick_every`` seconds while connected; what it returns is published."""
+        """``tick`` is called every ``tick_every`` seconds while connected; what it returns is published.
+
+        ``voice`` signs what is published.
+        """
+        self._voice = voice
         self.connected = threading.Event()
         self.receiver = receiver
         self._broker = broker
@@ -103,12 +111,7 @@ class Worker:
         client.on_connect = self._on_connect
         broker = self._broker
         if broker.tls:
-            client.tls_set(
-                broker.ca_file,
-                certfile=broker.certificate_file or None,
-                keyfile=broker.key_file or None,
-                tls_version=ssl.PROTOCOL_TLS_CLIENT,
-            )
+            client.tls_set_context(_tls_context(broker))
         if broker.username:
             password = Path(broker.password_file).read_text(encoding="utf-8").strip() if broker.password_file else None
             client.username_pw_set(broker.username, password)
@@ -204,7 +207,11 @@ class Worker:
 
     def _publish(self, published: Sequence[Published]) -> None:
         for topic, payload in published:
-            self._client.publish(topic, payload, qos=1)
+            properties = None
+            if self._voice is not None:
+                properties = Properties(PacketTypes.PUBLISH)
+                properties.UserProperty = self._voice.properties(topic, payload)
+            self._client.publish(topic, payload, qos=1, properties=properties)
 
     def _ticked(self) -> Sequence[Published]:
         if self._tick is None:
@@ -214,3 +221,11 @@ class Worker:
         except StoreUnavailable as error:
             _LOG.error("database away", error=str(error))
             return ()
+
+
+def _tls_context(broker: BrokerConfig) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=broker.ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if broker.certificate_file:
+        context.load_cert_chain(broker.certificate_file, broker.key_file)
+    return context

@@ -127,7 +127,7 @@ def _incoming(device: str, entry: Entry) -> Incoming:
     leaf = _UP.get(entry.leaf)
     if leaf is None:
         raise ParcelError(f"it holds something that does not travel so ({entry.leaf[:20]!r}); export it again")
-    return Incoming(address(device).up(leaf), entry.payload, entry.properties, entry.content_type)
+    return Incoming(address(device).up(leaf), entry.payload, entry.properties, entry.content_type, is_proven=True)
 
 
 def _collect(items: dict[tuple[str, str], ReceiptItem], published: list[tuple[str, bytes]]) -> None:

@@ -18,31 +18,49 @@ import structlog
 from sqlalchemy import Connection, exc
 
 from appliance.protocol import chunks, messages, topics
-from appliance.protocol.messages import MAXIMUM_JSON, MessageError, Receipt, ReceiptItem, Result, Status, Telemetry
+from appliance.protocol.messages import (
+    MAXIMUM_JSON,
+    Certificate,
+    Checkpoint,
+    MessageError,
+    Receipt,
+    ReceiptItem,
+    Renewal,
+    Result,
+    Status,
+    Telemetry,
+)
+from appliance.protocol.signing import proof_of
 from appliance.protocol.topics import Address, TopicError
 from hub import database as databases
 from hub import outbox
 from hub.arrivals import (
+    CheckpointArrival,
     ChunkArrival,
     Incoming,
     Named,
     ReceiptArrival,
     Rejected,
+    RenewalArrival,
     Reply,
     ResultArrival,
     StateArrival,
 )
+from hub.authority import AuthorityError
 from hub.blobs import BlobStore
+from hub.checkpoints import CheckpointStore
 from hub.database import Database
 from hub.devices import DeviceStore
+from hub.enrolment import Enrolments
 from hub.results import ResultStore
 from hub.transfers import TransferStore
+from hub.trust import Trust
 
 _LOG = structlog.get_logger("hub.receive")
 _LARGEST = 1 << 53
 """Sequence numbers and revisions beyond this are refused: JSON numbers lose precision there."""
 
-Arrival = ResultArrival | ChunkArrival | ReceiptArrival | StateArrival
+Arrival = ResultArrival | ChunkArrival | ReceiptArrival | StateArrival | RenewalArrival | CheckpointArrival
 Published = tuple[str, bytes]
 
 
@@ -62,8 +80,14 @@ class Receiver:
         uncertainty_s: float | None = None,
         refuse_below: int = 0,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        trust: Trust | None = None,
+        enrolments: Enrolments | None = None,
     ) -> None:
-        """``sender`` and ``uncertainty_s`` (of this clock) stand in receipts; ``refuse_below`` in free bytes."""
+        """``sender`` and ``uncertainty_s`` (of this clock) stand in receipts; ``refuse_below`` in free bytes.
+
+        Without ``trust`` every message is taken for that of the box whose topic it came on; ``enrolments`` renews.
+        """
+        self._trust, self._enrolments = trust, enrolments
         self.counts: dict[str, int] = {}
         self._database = database
         self._sender = sender
@@ -71,6 +95,7 @@ class Receiver:
         self._clock_ms = clock_ms
         self._results = ResultStore(database)
         self._transfers = TransferStore(database, blobs, refuse_below=refuse_below)
+        self._checkpoints = CheckpointStore(database)
         self._devices = DeviceStore(database)
 
     def handle(self, batch: Sequence[Incoming]) -> list[Published]:
@@ -80,21 +105,58 @@ class Receiver:
         replies: list[Reply] = []
         for incoming in batch:
             try:
-                arrivals.append(_parse(incoming))
+                arrival = _parse(incoming)
             except (TopicError, MessageError) as error:
                 rejection, reply = _reject(incoming, error)
                 rejected.append(rejection)
                 replies += reply
+                continue
+            problem = self._problem(arrival.address, incoming)
+            if problem:
+                rejected.append(_unproven(arrival, incoming, problem))
+                replies += _refusal(arrival, problem)
+            else:
+                arrivals.append(arrival)
         self._count("messages", len(batch))
         replies += self._store(arrivals, rejected)
         for rejection in rejected:
             self._count("rejected")
             _LOG.warning("message rejected", device=rejection.device, leaf=rejection.leaf, cause=rejection.cause)
-        return self._receipts(replies)
+        return [*self._receipts(replies), *self._renewed(arrivals)]
 
     def now_ms(self) -> int:
         """This receiver's clock, in milliseconds since 1970."""
         return self._clock_ms()
+
+    def _problem(self, address: Address, incoming: Incoming) -> str:
+        if self._trust is None or incoming.is_proven:
+            return ""
+        try:
+            return self._trust.problem(address.key, incoming)
+        except exc.SQLAlchemyError as error:
+            raise StoreUnavailable(f"database: {type(error).__name__}; check database.url and its server") from error
+
+    def _renewed(self, arrivals: list[Arrival]) -> list[Published]:
+        """The certificates that were asked for; one that can't be had is asked for again by its box."""
+        published = []
+        for asked in arrivals:
+            if isinstance(asked, RenewalArrival) and self._enrolments is not None:
+                try:
+                    pem = asked.message.signing_request
+                    answer = self._enrolments.renew(asked.address, asked.key, pem, self._clock_ms())
+                except (AuthorityError, exc.SQLAlchemyError) as error:
+                    _LOG.warning("not renewed", device=asked.address.key, error=str(error)[:200])
+                    continue
+                said = Certificate(
+                    id=asked.message.id,
+                    certificate=answer.certificate,
+                    authority=answer.authority,
+                    hub_keys=answer.hub_keys,
+                    broker=answer.broker,
+                    parcel_key=answer.parcel_key,
+                )
+                published.append((asked.address.down("certificate"), messages.encode(said)))
+        return published
 
     def _store(self, arrivals: list[Arrival], rejected: list[Rejected]) -> list[Reply]:
         now_ms = self._clock_ms()
@@ -125,7 +187,10 @@ class Receiver:
             outbox.close(connection, receipts, now_ms)
         if states := [a for a in arrivals if isinstance(a, StateArrival)]:
             outbox.hurry(connection, self._devices.state(connection, states, now_ms), now_ms)
+        if checkpoints := [a for a in arrivals if isinstance(a, CheckpointArrival)]:
+            replies += self._checkpoints.store(connection, checkpoints, now_ms)
         self._devices.rejected(connection, rejected, now_ms)
+        self._results.keep_aside(connection, rejected, now_ms)
         return replies, whole
 
     def _finish(self, replies: list[Reply], whole: set[str], now_ms: int) -> list[Reply]:
@@ -204,6 +269,11 @@ def _parse(incoming: Incoming) -> Arrival:
         return ReceiptArrival(address, messages.decode(incoming.payload, Receipt))
     if leaf == "status":
         return StateArrival(address, messages.decode(incoming.payload, Status), incoming.payload)
+    if leaf == "renewal":
+        return RenewalArrival(address, messages.decode(incoming.payload, Renewal), proof_of(incoming.properties).key)
+    if leaf == "checkpoint":
+        said, key = messages.decode(incoming.payload, Checkpoint), proof_of(incoming.properties).key
+        return CheckpointArrival(address, said, key[:16], incoming.payload, messages.sha256(incoming.payload))
     messages.decode(incoming.payload, Telemetry)
     return StateArrival(address, None, incoming.payload)
 
@@ -250,9 +320,18 @@ def _rejected(device: str, leaf: str, cause: str, payload: bytes) -> Rejected:
     return Rejected(device, leaf, cause, len(payload), messages.sha256(payload[:MAXIMUM_JSON]))
 
 
+def _unproven(arrival: Arrival, incoming: Incoming, problem: str) -> Rejected:
+    leaf = incoming.topic.rpartition("/")[2]
+    aside = arrival if isinstance(arrival, ResultArrival) else None
+    rejection = _rejected(arrival.address.key, leaf, "signature", incoming.payload)
+    return rejection._replace(aside=aside, reason=f"nobody can say whose this is: {problem}")
+
+
 def _refusal(arrival: Arrival, reason: str) -> list[Reply]:
     if isinstance(arrival, ResultArrival):
         return [Reply(arrival.address, arrival.message.id, arrival.sha256, "refused", 0, reason)]
     if isinstance(arrival, ChunkArrival):
         return [Reply(arrival.address, arrival.chunk.id, arrival.chunk.sha256, "refused", 0, reason)]
+    if isinstance(arrival, CheckpointArrival):
+        return [Reply(arrival.address, arrival.message.id, arrival.sha256, "refused", 0, reason)]
     return []

@@ -11,13 +11,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, or_, select, true
+from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, true
 
 from appliance.protocol.messages import Result
 from hub import tables
-from hub.arrivals import Reply, ResultArrival
+from hub.arrivals import Rejected, Reply, ResultArrival
 from hub.database import Database, Prepared
 
+MOST_ASIDE = 100
+"""Results kept aside for one device and not yet seen by anybody; more are only counted, or a flood would fill the disk."""
 _TRUSTED_S = 3600.0
 """A box's clock that is off by no more than this says how long a patient has waited; otherwise the hub's clock does."""
 
@@ -65,6 +67,20 @@ class ResultStore:
         if aside:
             connection.execute(self._conflict, [_conflict_row(a, reason, now_ms) for a, reason in aside])
         return replies
+
+    def keep_aside(self, connection: Connection, rejected: list[Rejected], now_ms: int) -> None:
+        """Keep results that nobody can be sure of where a human sees them, no more than ``MOST_ASIDE`` of a device."""
+        for device in sorted({one.device for one in rejected if one.aside is not None}):
+            query = select(func.count()).select_from(tables.conflict)
+            mine = (tables.conflict.c.device == device) & tables.conflict.c.seen_by.is_(None)
+            room = MOST_ASIDE - connection.execute(query.where(mine)).scalar_one()
+            rows = [
+                _conflict_row(one.aside, one.reason, now_ms)
+                for one in rejected
+                if one.device == device and one.aside is not None
+            ]
+            if room > 0 and rows:
+                connection.execute(self._conflict, rows[:room])
 
 
 _FOREIGN = "this capture belongs to another device"

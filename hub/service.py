@@ -19,14 +19,19 @@ from typing import Any
 
 import msgspec
 import structlog
+from starlette.routing import Route
 
+from hub.authority import AuthorityError
 from hub.blobs import BlobStore
 from hub.config import Config, LogConfig
 from hub.database import Database, DatabaseError
 from hub.downlink import Downlink
+from hub.enrolment import Enrolments
+from hub.identity import make_enrolments, make_voice
 from hub.ingest import Worker, shared_filters, status_filters
 from hub.receive import Receiver
 from hub.transfers import TransferStore
+from hub.trust import Trust, Voice
 from hub.users import Users, UsersError
 from hub.web.app import host_names, make_app
 from hub.web.site import Site
@@ -82,7 +87,23 @@ def make_receiver(config: Config, database: Database, blobs: BlobStore) -> Recei
         sender=config.hub.name,
         uncertainty_s=config.hub.clock_uncertainty,
         refuse_below=config.storage.refuse_below * 1_000_000,
+        trust=Trust(database) if config.authority.folder else None,
+        enrolments=_enrolments(config, database),
     )
+
+
+def _enrolments(config: Config, database: Database) -> Enrolments | None:
+    try:
+        return make_enrolments(config, database) if config.authority.folder else None
+    except AuthorityError as error:
+        raise ServiceError(f"authority.folder: {error}") from error
+
+
+def _voice(config: Config) -> Voice | None:
+    try:
+        return make_voice(config)
+    except AuthorityError as error:
+        raise ServiceError(f"authority.folder: {error}") from error
 
 
 class Parts:
@@ -120,7 +141,7 @@ def run_worker(config: Config, name: str) -> None:
     set_up_log(config.log)
     database, blobs = open_store(config)
     client_id = f"{config.hub.name}-{name or f'{socket.gethostname()[:20]}-{secrets.token_hex(4)}'}"
-    broker = config.broker
+    broker = config.reached_broker
     if not name:  # a session nobody comes back for must not keep messages from the others
         broker = msgspec.structs.replace(broker, session_expiry=0)
     worker = Worker(
@@ -129,6 +150,7 @@ def run_worker(config: Config, name: str) -> None:
         make_receiver(config, database, blobs),
         client_id=client_id,
         filters=shared_filters(config.ingest.share),
+        voice=_voice(config),
     )
     _until_signal({"ingest": (worker.run, worker.stop)})
     database.close()
@@ -141,22 +163,25 @@ def run_hub(config: Config) -> None:
     receiver = make_receiver(config, database, blobs)
     repaired = TransferStore(database, blobs, refuse_below=0).repair(receiver.now_ms())
     _LOG.info("started", database=database.url.get_backend_name(), **repaired)
+    voice = _voice(config)
     ingest = Worker(
-        config.broker,
+        config.reached_broker,
         config.ingest,
         receiver,
         client_id=f"{config.hub.name}-ingest",
         filters=shared_filters(config.ingest.share),
+        voice=voice,
     )
     downlink = Downlink(database, config.outbox, config.escalation)
     down = Worker(
-        config.broker,
+        config.reached_broker,
         config.ingest,
         make_receiver(config, database, blobs),
         client_id=f"{config.hub.name}-down",
         filters=status_filters(),
         tick=downlink.tick,
         tick_every=config.outbox.poll,
+        voice=voice,
     )
     parts = {"ingest": (ingest.run, ingest.stop), "down": (down.run, down.stop)}
     if config.web.enabled:
@@ -178,7 +203,7 @@ def _web(config: Config, database: Database, blobs: BlobStore, nudge: Callable[[
     except UsersError as error:
         raise ServiceError(f"web.users_file: {error}") from error
     site = Site(database, blobs, users, nudge)
-    app = make_app(site, host_names(config))
+    app = make_app(site, host_names(config), _doors(config, database))
     settings = uvicorn.Config(
         app,
         log_config=None,
@@ -199,6 +224,13 @@ def _web(config: Config, database: Database, blobs: BlobStore, nudge: Callable[[
     scheme = "https" if web.certificate_file else "http"
     _LOG.info("pages", address=f"{scheme}://{web.address}:{web.port}/")
     return lambda: server.run(sockets=[listener]), stop
+
+
+def _doors(config: Config, database: Database) -> list[Route]:
+    from hub.web.enrol import Door
+
+    enrolments = _enrolments(config, database)
+    return Door(enrolments, enrolments.authority_pem).routes() if enrolments is not None else []
 
 
 def _listen(address: str, port: int) -> socket.socket:

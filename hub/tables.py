@@ -128,7 +128,7 @@ transfer = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("changed_ms", BigInteger, nullable=False),
     Index("transfer_capture", "capture_id"),
-    Index("transfer_state", "state"),
+    Index("transfer_state", "state", "changed_ms"),
 )
 
 blob = Table(
@@ -218,10 +218,12 @@ checkpoint = Table(
     Column("device", String(80), nullable=False),
     Column("sequence", BigInteger, nullable=False, comment="entries of the box's audit log up to here"),
     Column("chain", String(64), nullable=False, comment="the chain's value after that entry"),
+    Column("previous", BigInteger, nullable=False, comment="sequence of the checkpoint before"),
+    Column("key_id", String(16), nullable=False, comment="the key that it was signed with; a new key begins anew"),
     Column("sha256", String(64), nullable=False, comment="of the payload"),
     Column("payload", LargeBinary, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
-    Index("checkpoint_device", "device", "sequence"),
+    Index("checkpoint_device", "device", "key_id", "sequence"),
 )
 
 audit_event = Table(

@@ -204,8 +204,45 @@ class Telemetry(_Message, frozen=True, kw_only=True, tag_field="schema", tag="be
     values: dict[str, float]
 
 
-Message = Result | Receipt | ReviewMessage | Command | Status | Telemetry
-MESSAGES: tuple[type[Message], ...] = (Result, Receipt, ReviewMessage, Command, Status, Telemetry)
+class Renewal(_Message, frozen=True, kw_only=True, tag_field="schema", tag="bedside/renewal/1"):
+    """A box asks for a new certificate, before its own ends. ``up/renewal``; signed like everything of an enrolled box.
+
+    ``signing_request``: PKCS #10, PEM, for a new key.
+    """
+
+    id: Id
+    signing_request: Annotated[str, Meta(max_length=8192)]
+
+
+class Certificate(_Message, frozen=True, kw_only=True, tag_field="schema", tag="bedside/certificate/1"):
+    """The answer to a renewal: certificates (PEM), the keys (Ed25519) that the hub signs with. ``down/certificate``."""
+
+    id: Id
+    certificate: Annotated[str, Meta(max_length=8192)]
+    authority: Annotated[str, Meta(max_length=8192)]
+    hub_keys: Annotated[list[Annotated[bytes, Meta(max_length=32)]], Meta(min_length=1, max_length=16)]
+    broker: Annotated[str, Meta(max_length=300)] = ""
+    parcel_key: Annotated[str, Meta(max_length=200)] = ""
+
+
+class Checkpoint(_Message, frozen=True, kw_only=True, tag_field="schema", tag="bedside/checkpoint/1"):
+    """Where a box's audit log stands: ``sequence`` entries, and the chain's value after the last. ``up/checkpoint``.
+
+    What the log said up to there can't be changed any more without the hub knowing (``docs/identity.md``).
+    """
+
+    id: Id
+    sequence: Annotated[int, Meta(ge=1, le=1 << 53)]
+    chain: Sha256
+    previous: Annotated[int, Meta(ge=0, le=1 << 53, description="sequence of the checkpoint before, 0 for the first")]
+    wall: Short = ""
+
+
+Message = Result | Receipt | ReviewMessage | Command | Status | Telemetry | Renewal | Certificate | Checkpoint
+MESSAGES: tuple[type[Message], ...] = (
+    *(Result, Receipt, ReviewMessage, Command, Status, Telemetry),
+    *(Renewal, Certificate, Checkpoint),
+)
 
 _ENCODER = msgspec.json.Encoder()
 _T = TypeVar("_T", bound=Message)
@@ -231,7 +268,10 @@ def sha256(payload: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
-def make_id(kind: Literal["result", "blob", "review", "command"], *origin: str) -> str:
+Kind = Literal["result", "blob", "review", "command", "renewal", "checkpoint"]
+
+
+def make_id(kind: Kind, *origin: str) -> str:
     """A deterministic id: ``kind`` and 32 hex digits of SHA-256 over ``origin`` (device, capture, revision …)."""
     return f"{kind}:{hashlib.sha256(chr(0).join((kind, *origin)).encode()).hexdigest()[:32]}"
 

@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 
 ROOT = "bedside/v1"
 
-Up = Literal["result", "blob", "status", "telemetry", "receipt"]
-Down = Literal["receipt", "review", "command"]
+Up = Literal["result", "blob", "status", "telemetry", "receipt", "renewal", "checkpoint"]
+Down = Literal["receipt", "review", "command", "certificate"]
 
-UP: tuple[Up, ...] = ("result", "blob", "status", "telemetry", "receipt")
-DOWN: tuple[Down, ...] = ("receipt", "review", "command")
+UP: tuple[Up, ...] = ("result", "blob", "status", "telemetry", "receipt", "renewal", "checkpoint")
+DOWN: tuple[Down, ...] = ("receipt", "review", "command", "certificate")
 
 _NAME = r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?"
 _TOPIC = re.compile(rf"{ROOT}/(?P<site>{_NAME})/(?P<device>{_NAME})/(?P<way>up|down)/(?P<leaf>[a-z]+)")

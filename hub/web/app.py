@@ -19,16 +19,22 @@ from hub.web.site import Site
 _HERE = Path(__file__).parent
 
 
-def make_app(site: Site, hosts: Sequence[str] = ("127.0.0.1", "localhost", "::1")) -> Starlette:
-    """The ASGI application; ``hosts``: the names under which it may be reached."""
+def make_app(
+    site: Site, hosts: Sequence[str] = ("127.0.0.1", "localhost", "::1"), doors: Sequence[Route] = ()
+) -> Starlette:
+    """The ASGI application; ``hosts``: the names under which it may be reached, ``doors``: routes without signing in."""
     app = Starlette(
         routes=[
             *pages.ROUTES,
             *api.routes(),
+            *doors,
             Route("/events", live.events, name="events"),
             Mount("/static", StaticFiles(directory=_HERE / "static"), name="static"),
         ],
-        middleware=[Middleware(Guard, site=site, hosts=hosts), Middleware(GZipMiddleware, minimum_size=1024)],
+        middleware=[
+            Middleware(Guard, site=site, hosts=hosts, doors=[one.path for one in doors]),
+            Middleware(GZipMiddleware, minimum_size=1024),
+        ],
         exception_handlers=pages.EXCEPTION_HANDLERS,
     )
     app.state.site = site

@@ -42,9 +42,10 @@ def remember_name(response: Response, name: str) -> None:
 class Guard:
     """The ASGI middleware that keeps the above."""
 
-    def __init__(self, app: ASGIApp, *, site: Site, hosts: Sequence[str]) -> None:
-        """``hosts``: the names under which the pages may be reached, without port."""
+    def __init__(self, app: ASGIApp, *, site: Site, hosts: Sequence[str], doors: Sequence[str] = ()) -> None:
+        """``hosts``: the names under which the pages may be reached, without port; ``doors``: paths that need no sign-in."""
         self._app = app
+        self._doors = frozenset(doors)
         self._site = site
         self._hosts = {host.lower() for host in hosts}
 
@@ -64,7 +65,9 @@ class Guard:
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refusal = self._refusal(request) or await self._sign_in(request)
+        refusal = self._refusal(request)
+        if refusal is None and request.url.path not in self._doors:
+            refusal = await self._sign_in(request)
         await (refusal or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:

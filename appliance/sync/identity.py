@@ -1,0 +1,166 @@
+"""Who this box is: its keys, its certificate, the hub's authority and the keys that the hub signs with.
+
+What this module keeps true: private keys are made here, never leave, and are files of mode 0600 (or lie in a token, see
+``token``); the folder ``identity`` of the state folder is a whole identity or none: the certificate, with its key in one file,
+is put there last, whole and durable. A certificate is taken only if it is for this box's own new key, for this box's
+name, and signed by the authority that comes with it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+from msgspec import Meta
+
+from appliance.protocol.signing import KeySigner, Signer
+from appliance.store.files import RealFiles, durable
+
+FOLDER = "identity"
+_HUB, _AUTHORITY, _CERTIFICATE = "hub.json", "authority.pem", "certificate.pem"
+_SIGNING, _NEXT = "signing.key", "next.key"
+
+
+class IdentityError(Exception):
+    """The box's identity can't be used; the message names cause and remedy."""
+
+
+class Granted(NamedTuple):
+    """What a hub grants: PEM of both certificates, its signing keys, where its broker is, its key for parcels."""
+
+    certificate: str
+    authority: str
+    hub_keys: Sequence[bytes]
+    broker: str = ""
+    parcel_key: str = ""
+
+
+class _Hub(msgspec.Struct, frozen=True, kw_only=True):
+    device: str
+    keys: list[Annotated[bytes, Meta(min_length=32, max_length=32)]]
+    broker: str = ""
+    parcel_key: str = ""
+
+
+class Identity(NamedTuple):
+    """An enrolled box. ``begins`` and ``ends``: of its certificate; ``chain``: the file of certificate and key."""
+
+    device: str
+    signer: Signer
+    hub_keys: tuple[bytes, ...]
+    chain: Path
+    authority: Path
+    begins: dt.datetime
+    ends: dt.datetime
+    broker: str
+    parcel_key: str
+
+
+def identity_of(state: Path, signer: Signer | None = None) -> Identity | None:
+    """The box's identity, ``None`` when it was never enrolled; raises ``IdentityError``. ``signer``: that of a token."""
+    folder = state / FOLDER
+    if not (folder / _CERTIFICATE).exists():
+        return None
+    try:
+        hub = msgspec.json.decode((folder / _HUB).read_bytes(), type=_Hub)
+        certificate = x509.load_pem_x509_certificate((folder / _CERTIFICATE).read_bytes())
+        own = signer or KeySigner((folder / _SIGNING).read_bytes())
+    except (OSError, ValueError) as error:
+        raise IdentityError(f"{folder}: can't be read ({error}); enrol this box again: bedside enrol") from error
+    return Identity(
+        device=hub.device,
+        signer=own,
+        hub_keys=tuple(hub.keys),
+        chain=folder / _CERTIFICATE,
+        authority=folder / _AUTHORITY,
+        begins=certificate.not_valid_before_utc,
+        ends=certificate.not_valid_after_utc,
+        broker=hub.broker,
+        parcel_key=hub.parcel_key,
+    )
+
+
+def signing_key(state: Path) -> Signer:
+    """The key that this box signs with, made on first use."""
+    path = _folder(state) / _SIGNING
+    if not path.exists():
+        with durable(RealFiles(), path) as file:
+            file.write(os.urandom(32))
+    return KeySigner(path.read_bytes())
+
+
+def new_keys(state: Path) -> None:
+    """Forget the keys, so that the next request is made with new ones; the certificate goes with them."""
+    for name in (_CERTIFICATE, _SIGNING, _NEXT):
+        (_folder(state) / name).unlink(missing_ok=True)
+    RealFiles().sync_folder(state / FOLDER)
+
+
+def signing_request(state: Path, device: str) -> str:
+    """A certificate signing request (PEM) for a key made for it; asked again before it is granted, for the same key."""
+    path = _folder(state) / _NEXT
+    if not path.exists():
+        made = ec.generate_private_key(ec.SECP256R1())
+        with durable(RealFiles(), path) as file:
+            file.write(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(_next_key(path), SHA256())
+    return request.public_bytes(Encoding.PEM).decode()
+
+
+def install(state: Path, device: str, granted: Granted) -> None:
+    """Put a granted certificate in place, if it is for the key of the last request; raises ``IdentityError``."""
+    folder = _folder(state)
+    key = _next_key(folder / _NEXT)
+    try:
+        certificate = x509.load_pem_x509_certificate(granted.certificate.encode())
+        authority = x509.load_pem_x509_certificate(granted.authority.encode())
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise IdentityError("the certificate is not one of the hub's authority; nothing was changed") from error
+    names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if names != [device]:
+        raise IdentityError(f"the certificate is for {', '.join(names)[:80]}, not for {device}; nothing was changed")
+    if certificate.public_key() != key.public_key():
+        raise IdentityError("the certificate is for another key than this box asked for; nothing was changed")
+    hub = _Hub(device=device, keys=list(granted.hub_keys), broker=granted.broker, parcel_key=granted.parcel_key)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for name, data in (
+        (_AUTHORITY, granted.authority.encode()),
+        (_HUB, msgspec.json.encode(hub)),
+        (_CERTIFICATE, certificate.public_bytes(Encoding.PEM) + private),
+    ):
+        with durable(RealFiles(), folder / name) as file:
+            file.write(data)
+    (folder / _NEXT).unlink(missing_ok=True)
+
+
+def _next_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise IdentityError("no certificate was asked for, or what asked for it is gone; ask again") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise IdentityError(f"{path}: not an EC key; remove it and ask again")
+    return key
+
+
+def _folder(state: Path) -> Path:
+    folder = state / FOLDER
+    RealFiles().make_folder(folder)
+    return folder
