@@ -191,6 +191,8 @@ class Daemon:
             found.append("The disk is nearly full: new captures are refused until space is freed.")
         if not self.store.repair.clean and self.store.repair.missing:
             found.append(f"{len(self.store.repair.missing)} captures lost their file on the disk; check the disk.")
+        if damaged := len(self.store.captures.damaged):
+            found.append(f"{damaged} captures can't be read from the journal; replace the disk, send them again.")
         return found
 
     def _open(self, name: str) -> None:

@@ -43,7 +43,9 @@ def _version_3(connection: Connection) -> None:
 
 def _version_4(connection: Connection) -> None:
     """Unreleased: new tables are made here by themselves, changed ones get their lines."""
+    connection.exec_driver_sql("DROP INDEX IF EXISTS transfer_state")  # made again with the time of the change
     tables.metadata.create_all(connection)
+    connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS transfer_state ON transfer (state, changed_ms)")
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1, _version_2, _version_3, _version_4)

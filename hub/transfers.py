@@ -34,6 +34,9 @@ _LOG = structlog.get_logger("hub.transfers")
 MAXIMUM_RANGES = 2048
 """A transfer in more fragments than this (far beyond any sender's window) refuses pieces that open another one."""
 
+RECENT = 500
+"""Stored transfers whose blobs are looked for at once at the start."""
+
 _MAXIMUM_RESTARTS = 3
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
@@ -198,35 +201,67 @@ class TransferStore:
         outbox.add(connection, self._database, row.device, command, now_ms)
 
     def repair(self, now_ms: int) -> dict[str, int]:
-        """Mend what a crash or a restored backup left behind; how many of each. For the start of the hub."""
+        """Mend what a crash or a restored backup left behind; how many of each. For the start of the hub.
+
+        The work is that of what is open, and of what was stored last: a crash leaves its traces there, and a backup that was
+        restored lacks the newest blobs. It goes back in time as long as it finds any missing (``RECENT`` at a time).
+        """
         counts = {"verified": 0, "restarted": 0, "discarded": 0, "missing": 0}
-        columns: list[Any] = [_transfer.id, _transfer.state, _transfer.sha256, _transfer.original]
-        columns += [_transfer.device, _transfer.capture_id, _transfer.changed_ms]
         with self._database.read() as connection:
-            rows = connection.execute(select(*columns)).all()
-        for row in rows:
-            if row.state == "whole":
-                status, _, _ = self.finish(row.id, now_ms)
-                counts["verified" if status == "stored" else "restarted"] += 1
-            elif row.state == "stored" and not self._blobs.path(row.original or row.sha256).exists():
-                with self._database.write() as connection:
-                    _set(connection, row.id, was="stored", state="open", ranges="[]", durable=0, changed_ms=now_ms)
-                    self._ask_again(connection, row, now_ms)
-                counts["missing"] += 1
-            elif row.original:
-                self._blobs.drop(row.sha256)
-        unknown = set(self._blobs.part_ids()) - {row.id for row in rows}
-        for key in unknown:
-            self._blobs.discard(key)
+            whole = connection.execute(select(_transfer.id).where(_transfer.state == "whole")).all()
+        for row in whole:
+            status, _, _ = self.finish(row.id, now_ms)
+            counts["verified" if status == "stored" else "restarted"] += 1
+        counts["missing"] = self._repair_stored(now_ms)
+        counts["discarded"] = self._discard_unknown()
         for work in self._blobs.parts.glob("*.restored"):
             work.unlink()
-        counts["discarded"] = len(unknown)
         return counts
+
+    def _repair_stored(self, now_ms: int) -> int:
+        """Ask again for stored blobs that are gone, the newest first; how many."""
+        total, before = 0, 1 << 62
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(_NEWEST, {"before": before}).all()
+            missing = 0
+            for row in rows:
+                if not self._blobs.path(row.original or row.sha256).exists():
+                    with self._database.write() as connection:
+                        _set(connection, row.id, was="stored", state="open", ranges="[]", durable=0, changed_ms=now_ms)
+                        self._ask_again(connection, row, now_ms)
+                    missing += 1
+                elif row.original:
+                    self._blobs.drop(row.sha256)
+            total += missing
+            if not missing or len(rows) < RECENT:
+                return total
+            before = rows[-1].changed_ms
+
+    def _discard_unknown(self) -> int:
+        """Remove part files that belong to no open transfer; how many."""
+        there = sorted(set(self._blobs.part_ids()))
+        unknown = []
+        for start in range(0, len(there), RECENT):
+            some = there[start : start + RECENT]
+            with self._database.read() as connection:
+                known = {row.id for row in connection.execute(_KNOWN, {"ids": some})}
+            unknown += [key for key in some if key not in known]
+        for key in unknown:
+            self._blobs.discard(key)
+        return len(unknown)
 
 
 _FULL = "the hub's disk for images and recordings is nearly full"
 _WRONG = "the whole does not have the SHA-256 that was announced, again; check the sender's disk"
 _FRAGMENTS = "the transfer is in too many fragments; send it in order"
+_NEWEST = (
+    select(tables.transfer)
+    .where(_transfer.state == "stored", _transfer.changed_ms <= bindparam("before"))
+    .order_by(_transfer.changed_ms.desc())
+    .limit(RECENT)
+)
+_KNOWN = select(_transfer.id).where(_transfer.id.in_(bindparam("ids", expanding=True)))
 _ONE = select(tables.transfer).where(_transfer.id == bindparam("id"))
 
 

@@ -11,22 +11,27 @@ Rules, in the order of a capture's life:
    that nothing of the capture waits in the outbox, among the transfers or to become one.
 4. A result is written once per revision; doing a step again that is already done is an ``IllegalTransition``
    for the caller to notice, and changes nothing.
-5. ``removed`` needs ``delivered``: the files may go once this is committed, never before. The row, its readings and its
+5. A row that can't be unsealed disturbs no other: it is left out, counted in ``damaged`` and logged, its file stays.
+6. ``removed`` needs ``delivered``: the files may go once this is committed, never before. The row, its readings and its
    reviews stay; the same bytes coming again are the same capture, which the hub has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import msgspec
+import structlog
 
 from appliance.records import Capture, CaptureState, Reading, Triage
-from appliance.store.errors import IllegalTransition, StoreError
+from appliance.store.errors import Damaged, IllegalTransition, StoreError
 from appliance.store.identity import INSTANCE, Keys, conflict, identity
 from appliance.store.journal import Reader, Row, Transaction
 from appliance.store.keys import BoxKey
+
+_log = structlog.get_logger(__name__)
 
 ATTEMPTS = 3
 
@@ -71,6 +76,7 @@ class Captures:
     def __init__(self, journal: Reader, key: BoxKey) -> None:
         self._journal = journal
         self._key = key
+        self.damaged: set[str] = set()
 
     def keep(self, tx: Transaction, capture: Capture, urgency: int = 1) -> Kept:
         """Write the row of a capture whose blob is durable. Lower ``urgency`` is read first."""
@@ -189,7 +195,7 @@ class Captures:
             " AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.capture_id = c.id AND i.leaf = 'review')"
             " AND NOT EXISTS (SELECT 1 FROM audit a WHERE a.subject = c.id AND a.event = 'agreement') ORDER BY c.sequence"
         )
-        return [self._entry(row) for row in rows]
+        return list(self._entries(rows))
 
     def raised(self) -> list[str]:
         """The captures that are raised now."""
@@ -205,8 +211,7 @@ class Captures:
 
     def _walk(self, query: str, sequence: int) -> Iterator[Entry]:
         while rows := self._journal.all(f"{query} ORDER BY sequence LIMIT 50", sequence):
-            for row in rows:
-                yield self._entry(row)
+            yield from self._entries(rows)
             sequence = rows[-1]["sequence"]
 
     def next(self, states: tuple[Literal["kept", "checked", "read"], ...], limit: int = 100) -> list[str]:
@@ -215,9 +220,9 @@ class Captures:
         rows = self._journal.all(
             f"SELECT id FROM capture WHERE state IN ({marks}) ORDER BY attempts, urgency, sequence LIMIT ?",  # noqa: S608 - marks only
             *states,
-            limit,
+            limit + len(self.damaged),
         )
-        return [row["id"] for row in rows]
+        return [row["id"] for row in rows if row["id"] not in self.damaged][:limit]
 
     def get(self, capture_id: str) -> Entry:
         """One capture; raises ``StoreError`` if there is none of this id."""
@@ -228,26 +233,27 @@ class Captures:
 
     def latest(self, limit: int = 100) -> list[Entry]:
         """The captures that came last, newest first."""
-        return [
-            self._entry(row) for row in self._journal.all("SELECT * FROM capture ORDER BY sequence DESC LIMIT ?", limit)
-        ]
+        return list(self._entries(self._journal.all("SELECT * FROM capture ORDER BY sequence DESC LIMIT ?", limit)))
 
     def of_patient(self, patient_id: str, issuer: str = "") -> list[Entry]:
         """All captures of a patient, in the order they came."""
         key = self._blind("patient", f"{issuer}\0{patient_id}")
-        return [
-            self._entry(row)
-            for row in self._journal.all("SELECT * FROM capture WHERE patient_key = ? ORDER BY sequence", key)
-        ]
+        return list(
+            self._entries(self._journal.all("SELECT * FROM capture WHERE patient_key = ? ORDER BY sequence", key))
+        )
 
     def reading(self, capture_id: str) -> Reading | None:
-        """The newest reading of a capture."""
+        """The newest reading of a capture; ``None`` also if it can't be unsealed."""
         row = self._journal.one(
             "SELECT revision, sealed FROM reading WHERE capture_id = ? ORDER BY revision DESC LIMIT 1", capture_id
         )
         if row is None:
             return None
-        plain = self._key.unseal(row["sealed"], f"reading:{capture_id}:{row['revision']}")
+        try:
+            plain = self._key.unseal(row["sealed"], f"reading:{capture_id}:{row['revision']}")
+        except Damaged as error:
+            self._note(capture_id, error)
+            return None
         return msgspec.json.decode(plain, type=Reading)
 
     def counts(self) -> dict[str, int]:
@@ -278,6 +284,16 @@ class Captures:
         self._need(tx, capture_id, before)
         tx.run("UPDATE capture SET state = ? WHERE id = ?", after.value, capture_id)
 
+    def _entries(self, rows: Iterable[Row]) -> Iterator[Entry]:
+        for row in rows:
+            with contextlib.suppress(Damaged):
+                yield self._entry(row)
+
+    def _note(self, capture_id: str, error: Damaged) -> None:
+        if capture_id not in self.damaged:
+            self.damaged.add(capture_id)
+            _log.error("a capture can't be read from the journal", capture=capture_id, reason=str(error))
+
     def _entry(self, row: Row) -> Entry:
         return Entry(
             sequence=row["sequence"],
@@ -292,7 +308,12 @@ class Captures:
         )
 
     def _unsealed(self, row: Row) -> Capture:
-        return msgspec.json.decode(self._key.unseal(row["sealed"], sealed_as(row["id"])), type=Capture)
+        try:
+            plain = self._key.unseal(row["sealed"], sealed_as(row["id"]))
+        except Damaged as error:
+            self._note(row["id"], error)
+            raise
+        return msgspec.json.decode(plain, type=Capture)
 
     def _blind(self, kind: str, text: str) -> str:
         return self._key.blind(f"{kind}:{text}") if text else ""

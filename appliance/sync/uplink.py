@@ -109,7 +109,9 @@ class Uplink:
         self._unwritten_offsets: set[str] = set()
         self._offsets_at = 0.0
         self._spent = (self._day(), usage.of_day(store.journal, self._day()))
+        self._furthest: dict[str, int] = {}
         self.sent_bytes = 0
+        self.sent_again_bytes = 0
         self.sent_messages = 0
 
     @property
@@ -190,6 +192,7 @@ class Uplink:
             for item, _ in final:
                 self._sending.pop(item.id, None)
                 self._offsets.pop(item.id, None)
+                self._furthest.pop(item.id, None)
             self._changed = self._changed or not all(_is_message(item) for item, _ in final)
         return delivered
 
@@ -299,7 +302,10 @@ class Uplink:
         header = chunks.properties(chunk)
         if not self._publish("blob", data, _CHUNK_OVERHEAD, now, content_type=transfer.media_type, header=header):
             return False
+        furthest = self._furthest.get(transfer.id, 0)
+        self.sent_again_bytes += max(0, min(sending.cursor + len(data), furthest) - sending.cursor)
         sending.cursor += len(data)
+        self._furthest[transfer.id] = max(furthest, sending.cursor)
         sending.ended = now + self._config.receipt_timeout * self._patience
         return True
 

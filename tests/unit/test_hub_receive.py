@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from appliance.protocol.messages import Command, Receipt, ReceiptItem, Status, decode, encode, make_id, sha256
 from appliance.records import Triage
 from hub import tables
+from hub import transfers as transfers_module
 from hub.arrivals import Incoming
 from hub.blobs import BlobStore
 from hub.database import Database
@@ -310,3 +311,30 @@ def test_a_transfer_that_was_whole_when_the_hub_died_is_verified_at_the_next_sta
         receiver.handle([incoming_chunk(c) for c in pieces(data)])
     assert TransferStore(database, blobs, refuse_below=0).repair(receiver.now_ms())["verified"] == 1
     assert blobs.path(hashlib.sha256(data).hexdigest()).read_bytes() == data
+
+
+def test_the_start_looks_at_what_is_open_and_newest_and_goes_back_only_where_blobs_are_gone(
+    receiver, database, blobs, monkeypatch
+):
+    receiver.handle([incoming(result())])
+    contents = [os.urandom(100) + bytes([number]) for number in range(40)]
+    for data in contents:
+        receiver.handle([incoming_chunk(c) for c in pieces(data, capture=result().capture.id)])
+    with database.write() as connection:
+        for number, data in enumerate(contents):
+            row = tables.transfer.c.sha256 == hashlib.sha256(data).hexdigest()
+            connection.execute(tables.transfer.update().where(row).values(changed_ms=1000 + number))
+    monkeypatch.setattr("hub.transfers._NEWEST", transfers_module._NEWEST.limit(10))
+    monkeypatch.setattr("hub.transfers.RECENT", 10)
+    looked: list[str] = []
+    path = type(blobs).path
+    monkeypatch.setattr(type(blobs), "path", lambda self, sha256: (looked.append(sha256), path(self, sha256))[1])
+    transfers = TransferStore(database, blobs, refuse_below=0)
+    assert transfers.repair(receiver.now_ms())["missing"] == 0
+    assert len(looked) == 10
+    for data in contents[25:]:
+        path(blobs, hashlib.sha256(data).hexdigest()).unlink()
+    assert transfers.repair(receiver.now_ms())["missing"] == 15
+    with database.read() as connection:
+        states = connection.execute(select(tables.transfer.c.state)).scalars().all()
+    assert (states.count("open"), states.count("stored")) == (15, 25)
