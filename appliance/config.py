@@ -156,8 +156,10 @@ class LinkConfig(Section, frozen=True, kw_only=True):
     host: Annotated[str, field("The broker's host name or address", min_length=1)] = "127.0.0.1"
     port: Annotated[Port, field("The broker's port (8883 with TLS)")] = 1883
     tls: Annotated[bool, field("Use TLS")] = False
-    ca_file: Annotated[str, field("PEM file of the authority that signed the broker's certificate")] = ""
-    certificate_file: Annotated[str, field("PEM file of this device's certificate")] = ""
+    ca_file: Annotated[str, field("PEM file of the broker's authority; empty: the one this box is enrolled with")] = ""
+    certificate_file: Annotated[
+        str, field("PEM file of this device's certificate; empty: the one it is enrolled with")
+    ] = ""
     key_file: Annotated[str, field("PEM file of this device's private key")] = ""
     username: Annotated[str, field("User name at the broker; empty for none")] = ""
     password_file: Annotated[str, field("File holding the password at the broker; empty for none")] = ""
@@ -282,10 +284,6 @@ def _cross_check(config: Config, name: str) -> None:
     link, storage = config.link, config.storage
     if 0 < config.stethoscope.rate < 4000:
         raise ConfigError(f"{name}: stethoscope.rate: below 4000 Hz; write 0 for the device's own or 4000 to 48000")
-    if link.tls and not link.ca_file:
-        raise ConfigError(
-            f"{name}: link.ca_file: empty while link.tls is true; name the PEM file of the broker's authority"
-        )
     if bool(link.certificate_file) != bool(link.key_file):
         raise ConfigError(f"{name}: link.certificate_file and link.key_file go together; set both or neither")
     for key in config.models.trusted_keys:

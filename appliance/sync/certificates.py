@@ -30,7 +30,7 @@ _AGREES = dt.timedelta(minutes=5)
 def tls_context(config: LinkConfig, now: Callable[[], Moment]) -> ssl.SSLContext:
     """The context for one connection as configured; ``now`` is the box's clock. Raises ``OSError`` or ``ValueError``."""
     context = ssl.create_default_context(cafile=config.ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     if config.certificate_file:
         context.load_cert_chain(config.certificate_file, config.key_file)
     known = now()

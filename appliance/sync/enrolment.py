@@ -30,8 +30,16 @@ from appliance.protocol.enrolment import (
     read_answer,
 )
 from appliance.protocol.signing import Signer
+from appliance.store.credentials import (
+    FOLDER,
+    Granted,
+    IdentityError,
+    identity_of,
+    install,
+    signing_key,
+    signing_request,
+)
 from appliance.store.files import RealFiles, durable
-from appliance.sync.identity import FOLDER, Granted, IdentityError, identity_of, install, signing_key, signing_request
 
 _PENDING = "pending.json"
 _PATIENCE = 20.0

@@ -22,9 +22,11 @@ import structlog
 
 from appliance.config import LinkConfig
 from appliance.protocol.messages import Status, encode
-from appliance.protocol.topics import UP, Address, TopicError, parse
+from appliance.protocol.topics import DOWN, UP, Address, TopicError, parse
 from appliance.records import Moment
+from appliance.store.credentials import Identity, reached, why_not
 from appliance.sync.certificates import tls_context
+from appliance.sync.signing import Signatures
 from appliance.sync.uplink import Uplink
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ class Link:
     """Keeps the connection, feeds the uplink, hands what comes down to ``received``.
 
     ``received(leaf, payload)`` must return only when what it got is durable; an exception leaves the message with the
-    broker, which delivers it again. ``status`` gives the present status message, ``now`` the box's time.
+    broker, which delivers it again. ``status`` gives the present status message, ``now`` the box's time, ``identity`` who
+    this box is: without one there is a link only within this machine.
     """
 
     def __init__(
@@ -59,8 +62,11 @@ class Link:
         received: Callable[[str, bytes], None],
         status: Callable[[bool], Status],
         now: Callable[[], Moment] = lambda: _NO_TIME,
+        identity: Callable[[], Identity | None] = lambda: None,
     ) -> None:
         self._config = config
+        self._identity = identity
+        self._signatures = Signatures(None)
         self._now = now
         self._address = address
         self._uplink = uplink
@@ -74,7 +80,7 @@ class Link:
         self._tokens: dict[int, int] = {}
         self._topics: dict[str, str] = {leaf: address.up(leaf) for leaf in UP}
         self._taken: SimpleQueue[tuple[Session, int]] = SimpleQueue()
-        self._replies: SimpleQueue[bytes] = SimpleQueue()
+        self._replies: SimpleQueue[tuple[str, bytes]] = SimpleQueue()
         self._arrived: SimpleQueue[tuple[Session, MQTTMessage] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="link", daemon=True)
         self._taker = threading.Thread(target=self._take, name="link-taker", daemon=True)
@@ -117,7 +123,7 @@ class Link:
     ) -> bool:
         """See ``uplink.Wire``."""
         session = self._session
-        number = session.post(self._topics[leaf], payload, content_type, properties) if session is not None else 0
+        number = self._post(session, leaf, payload, content_type, properties) if session is not None else 0
         if not number:
             return False
         self._tokens[number] = token
@@ -125,8 +131,27 @@ class Link:
 
     def reply(self, payload: bytes) -> None:
         """Publish a receipt for what came down; lost with the connection, and then asked for again."""
-        self._replies.put(payload)
+        self.say("receipt", payload)
+
+    def say(self, leaf: str, payload: bytes) -> None:
+        """Publish what is lost with the connection, and then said again by whoever wanted it said."""
+        self._replies.put((leaf, payload))
         self._ring()
+
+    def _post(
+        self,
+        session: Session,
+        leaf: str,
+        payload: bytes,
+        content_type: str = "",
+        properties: Sequence[tuple[str, str]] = (),
+        *,
+        retain: bool = False,
+    ) -> int:
+        """Hand a message over, signed; see ``Session.post``."""
+        topic = self._topics[leaf]
+        signed = self._signatures.added(topic, payload, content_type, properties)
+        return session.post(topic, payload, content_type, signed, retain=retain)
 
     def _ring(self) -> None:
         if self._waker is not None:
@@ -165,7 +190,7 @@ class Link:
             self._session = None
             self._uplink.disconnected()
             if self._stop.is_set() and self._up.is_set() and not self._down.is_set():
-                session.post(self._topics["status"], encode(self._status(False)), retain=True)
+                self._post(session, "status", encode(self._status(False)), retain=True)
                 session.disconnect()
                 session.turn(0.05)
             session.release()
@@ -189,7 +214,7 @@ class Link:
             now = time.monotonic()
             if now >= next_status:
                 next_status = now + STATUS_EVERY
-                session.post(self._topics["status"], encode(self._status(True)), retain=True)
+                self._post(session, "status", encode(self._status(True)), retain=True)
             self._answer(session)
             pause = self._uplink.step()
             self.progress += 1
@@ -198,8 +223,8 @@ class Link:
 
     def _answer(self, session: Session) -> None:
         """Acknowledge to the broker what is durable, and send the receipts for it."""
-        for payload in _drained(self._replies):
-            session.post(self._topics["receipt"], payload)
+        for leaf, payload in _drained(self._replies):
+            self._post(session, leaf, payload)
         for of, number in _drained(self._taken):
             if of is session:
                 session.acknowledge(number)
@@ -210,7 +235,10 @@ class Link:
 
         from appliance.sync.session import Session, Waker
 
-        config = self._config
+        identity = self._identity()
+        if problem := why_not(self._config, identity):
+            raise ConnectionRefusedError(problem)
+        config, self._signatures = reached(self._config, identity), Signatures(identity)
         self._waker = self._waker or Waker()
         name = f"bedside-{self._address.site}-{self._address.device}"
         client = Session(name, self._on_published, self._waker)
@@ -222,7 +250,10 @@ class Link:
             client.tls_set_context(tls_context(config, self._now))
         will = Properties(PacketTypes.WILLMESSAGE)
         will.WillDelayInterval = WILL_DELAY
-        client.will_set(self._address.up("status"), encode(self._status(False)), qos=1, retain=True, properties=will)
+        last = encode(self._status(False))
+        if signed := self._signatures.added(self._topics["status"], last):
+            will.UserProperty = list(signed)
+        client.will_set(self._topics["status"], last, qos=1, retain=True, properties=will)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -235,7 +266,7 @@ class Link:
             self._down.set()
             return
         client.allowed(properties)
-        client.subscribe([(self._address.down(leaf), _one()) for leaf in ("receipt", "review", "command")])
+        client.subscribe([(self._address.down(leaf), _one()) for leaf in DOWN])
         self._up.set()
 
     def _on_disconnect(self, _client: Session, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
@@ -258,7 +289,8 @@ class Link:
             session, message = item
             try:
                 _, _, leaf = parse(message.topic)
-                self._received(leaf, bytes(message.payload))
+                if self._is_believed(message):
+                    self._received(leaf, bytes(message.payload))
             except TopicError:
                 self.counts["foreign"] += 1
             except Exception:  # noqa: BLE001 - the edge of this task: not durable, so not acknowledged, so delivered again
@@ -268,6 +300,15 @@ class Link:
             if message.qos:
                 self._taken.put((session, message.mid))
             self._ring()
+
+    def _is_believed(self, message: MQTTMessage) -> bool:
+        """Whether the hub said it; what it did not say is counted, dropped and acknowledged, so that it is gone."""
+        properties = getattr(message.properties, "UserProperty", ())
+        if self._signatures.is_believed(message.topic, bytes(message.payload), properties):
+            return True
+        self.counts["not-believed"] += 1
+        _log.warning("a message that the hub did not sign was dropped", topic=message.topic, size=len(message.payload))
+        return False
 
 
 def _drained(queue: SimpleQueue[T]) -> Iterator[T]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from appliance.protocol.signing import Properties, is_proven, key_id, proof, proof_of, statement
-from appliance.sync.identity import Identity
+from appliance.store.credentials import Identity
 
 _REMEMBERED = 64
 

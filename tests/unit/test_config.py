@@ -33,7 +33,6 @@ def test_every_field_has_a_title_and_stands_in_the_example() -> None:
         ("[dicom]\nport = 'x'", r"dicom\.port: Expected `int`, got `str`"),
         ("[device]\nsite = 'Clinic of Dr. Who'", r"device\.site: .*lower case letters"),
         ("[models]\nengine = 'gpu'", r"models\.engine: Invalid enum value 'gpu'"),
-        ("[link]\ntls = true", r"link\.ca_file: empty while link\.tls is true"),
         ("[link]\nkey_file = 'k.pem'", r"link\.certificate_file and link\.key_file go together"),
         ("[link]\nreconnect_from = 20\nreconnect_to = 10", r"link\.reconnect_to"),
         ("[storage]\nrefuse_below = 64\nreserve = 64", r"storage\.reserve: must be less"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -28,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from msgspec import Meta
 
+from appliance.config import LinkConfig
 from appliance.protocol.signing import KeySigner, Signer
 from appliance.store.files import RealFiles, durable
 
@@ -93,6 +95,33 @@ def identity_of(state: Path, signer: Signer | None = None) -> Identity | None:
         broker=hub.broker,
         parcel_key=hub.parcel_key,
     )
+
+
+def reached(link: LinkConfig, identity: Identity | None) -> LinkConfig:
+    """The link with the box's own certificate where none is configured."""
+    if identity is None or not link.tls or link.certificate_file:
+        return link
+    files = {"certificate_file": str(identity.chain), "key_file": str(identity.chain)}
+    return msgspec.structs.replace(link, ca_file=link.ca_file or str(identity.authority), **files)
+
+
+def why_not(link: LinkConfig, identity: Identity | None) -> str:
+    """Why the link may not be used as it is, with the remedy; empty when it may."""
+    remedy = "enrol this box: bedside enrol --hub URL --code CODE"
+    if identity is None and not _is_loopback(link.host):
+        return f"this box is not enrolled, so nothing that it sends to {link.host} could be believed; {remedy}"
+    if identity is not None and not link.tls and not _is_loopback(link.host):
+        return "this box is enrolled and link.tls is false; set it to true, with the broker's TLS port (8883)"
+    if identity is None and link.tls and not link.ca_file:
+        return f"link.tls is true, and there is no authority to trust; {remedy}, or set link.ca_file"
+    return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def signing_key(state: Path) -> Signer:
