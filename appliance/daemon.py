@@ -35,6 +35,7 @@ from appliance.inference.worker import Result, Worker
 from appliance.pipeline import Hide, Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status
 from appliance.protocol.topics import Address
+from appliance.reading.ahead import LookAhead
 from appliance.reading.requests import Described, ReadRequest, ReadSettings
 from appliance.store import notes
 from appliance.store.errors import StoreError
@@ -102,7 +103,8 @@ class Daemon:
         self.pipeline = Pipeline(
             self.store, self.worker, self.address.key, config.link, config.models.time_limit, self._reported, self.hide
         )
-        self.intake = Intake(self.store, self.address.key, self.pipeline.notify)
+        look_ahead = LookAhead(self.worker, config.models.time_limit, lambda: self.pipeline.working)
+        self.intake = Intake(self.store, self.address.key, self.pipeline.notify, look_ahead)
         self.doors: dict[str, Door] = {}
         if config.dicom.enabled:
             self.doors["dicom"] = DicomDoor(config.dicom, self.intake)

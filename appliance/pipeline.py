@@ -27,7 +27,7 @@ from appliance.inference.worker import Result
 from appliance.protocol import messages
 from appliance.protocol.messages import CapturePart, FindingPart, MeasurePart, ModelPart, OverlayPart
 from appliance.reading.preview import Preview
-from appliance.reading.requests import Known, ReadRequest
+from appliance.reading.requests import ReadRequest, known_of
 from appliance.records import (
     ADVICE_NOT_DIAGNOSIS,
     Capture,
@@ -170,9 +170,7 @@ class Pipeline:
         return None
 
     def _ask(self, capture: Capture, *, preview: bool) -> Result | None:
-        modality = None if capture.modality is Modality.OTHER else capture.modality
-        known = Known(capture_id=capture.id, modality=modality, age_years=capture.patient.age_years)
-        request = msgspec.msgpack.encode(ReadRequest(known=known, sha256=capture.sha256, preview=preview))
+        request = msgspec.msgpack.encode(ReadRequest(known=known_of(capture), sha256=capture.sha256, preview=preview))
         future = self._readers.submit(request, _URGENT_FIRST.get(capture.modality, 2) - preview, self._time_limit)
         deadline = time.monotonic() + self._time_limit * 2 + 30
         while not self._stop.is_set() and time.monotonic() < deadline:
@@ -272,7 +270,7 @@ def _put_result(store: Store, tx: Transaction, device: str, entered: Entered, hi
     revision = int(row["n"]) if row else 0
     word = store.attachments.current(capture.id, tx)
     visit = store.patients.visit(word.visit, tx) if word is not None and word.visit else None
-    told = within(capture, visit)
+    told = within(capture, visit, word)
     result = result_of(hide(told) if hide is not None else told, reading, device, entered.sequence, revision)
     payload = messages.encode(result)
     store.outbox.put(

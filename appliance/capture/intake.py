@@ -109,6 +109,8 @@ class Incoming:
             **{field: getattr(facts, field) for field in facts.__struct_fields__ if field != "study_instances"},
         )
 
+        intake.ahead(capture)
+
         def keep(tx: Transaction) -> Kept:
             kept = store.captures.keep(tx, capture)
             door = _door(facts.source)
@@ -147,12 +149,23 @@ class Incoming:
 
 
 class Intake:
-    """The door itself. ``device`` is ``site/name``; ``notify`` is told each new capture's id after it is saved."""
+    """The door itself.
 
-    def __init__(self, store: Store, device: str, notify: Callable[[str], None] = lambda _: None) -> None:
+    ``device`` is ``site/name``; ``notify`` is told each new capture's id after it is saved, ``ahead`` each capture whose bytes
+    are in the vault and whose row is about to be written (it may never be).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        device: str,
+        notify: Callable[[str], None] = lambda _: None,
+        ahead: Callable[[Capture], None] = lambda _: None,
+    ) -> None:
         self.store = store
         self.device = device
         self.notify = notify
+        self.ahead = ahead
         self.counts: Counter[str] = Counter()
 
     def room(self, expected: int = 0) -> None:

@@ -201,6 +201,12 @@ class Worker:
         return process is not None and not self.problem and process.popen.poll() is None
 
     @property
+    def idle(self) -> bool:
+        """Whether the process is ready and has nothing to do."""
+        with self._lock:
+            return self.alive and self.busy_since is None and not self._queue
+
+    @property
     def pid(self) -> int | None:
         """The process's id while there is one."""
         process = self._process

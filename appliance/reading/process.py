@@ -57,8 +57,14 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None 
         if asked.live is not None:
             return encoder.encode(live.answer(asked.live, asked.known))
         kept = last.pop() if last else None
-        same = kept is not None and asked.preview and kept.known.capture_id == asked.known.capture_id
-        looked = kept if kept is not None and same else look(asked)
+        if kept is not None and kept.known.capture_id and kept.known == asked.known:
+            looked = kept
+        else:
+            kept = None  # its memory is wanted
+            looked = look(asked)
+        if asked.ahead:
+            last.append(looked)
+            return b""
         if asked.preview:
             shown = preview(looked.capture) if looked.capture is not None else Preview(media_type="", data=b"")
             return encoder.encode(shown)

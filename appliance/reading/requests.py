@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from appliance.inference.trust import TrustSettings
-from appliance.records import Engine, Modality, Reading
+from appliance.records import Capture, Engine, Modality, Reading
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,12 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     sex: str = ""
     body_part: str = ""
     view: str = ""
+
+
+def known_of(capture: Capture) -> Known:
+    """What the journal knows of a capture."""
+    modality = None if capture.modality is Modality.OTHER else capture.modality
+    return Known(capture_id=capture.id, modality=modality, age_years=capture.patient.age_years)
 
 
 class LiveFrame(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -79,7 +85,8 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One capture to read: a plain file (``path``) or a blob of the vault (``sha256``), and what is known of it.
 
     With ``preview`` the answer is the small picture of the capture in place of a reading; asked for right after the
-    reading of the same capture, nothing is decoded again. With ``describe`` the answer is ``Described``. With ``live`` it is a
+    reading of the same capture, nothing is decoded again. With ``ahead`` it is only decoded and prepared, for a request
+    that follows, and the answer is empty. With ``describe`` the answer is ``Described``. With ``live`` it is a
     ``LiveAnswer``.
     """
 
@@ -88,6 +95,7 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     preview: bool = False
     describe: bool = False
+    ahead: bool = False
     live: LiveFrame | LiveSound | None = None
 
 

@@ -82,6 +82,21 @@ def test_the_preview_after_a_reading_decodes_nothing_again(box, monkeypatch):
     assert len(shown.data) > 100
 
 
+def test_what_was_looked_at_ahead_is_decoded_once_and_reads_the_same(box, monkeypatch):
+    blob, answer, _ = box
+    known = Known(capture_id="c" * 32)
+    plain = ask(answer, Reading, known=known, sha256=blob.sha256)
+    assert (
+        answer(msgspec.msgpack.encode(ReadRequest(known=Known(capture_id="d" * 32), sha256=blob.sha256, ahead=True)))
+        == b""
+    )
+    assert ask(answer, Reading, known=known, sha256=blob.sha256).findings == plain.findings  # another came between
+    assert answer(msgspec.msgpack.encode(ReadRequest(known=known, sha256=blob.sha256, ahead=True))) == b""
+    monkeypatch.setattr(process.Reader, "look", lambda *_: pytest.fail("decoded again"))
+    ahead = ask(answer, Reading, known=known, sha256=blob.sha256)
+    assert (ahead.findings, ahead.status) == (plain.findings, plain.status)
+
+
 def test_what_cannot_be_read_is_a_reading_that_says_so(box, tmp_path):
     _, answer, _ = box
     (tmp_path / "noise.bin").write_bytes(np.random.default_rng(0).bytes(999))

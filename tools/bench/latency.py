@@ -25,6 +25,7 @@ from appliance.inference.catalogue import Catalogue, Served
 from appliance.inference.worker import Worker
 from appliance.pipeline import Pipeline
 from appliance.reading import xray
+from appliance.reading.ahead import LookAhead
 from appliance.reading.decode import decode
 from appliance.reading.prepared import Picture
 from appliance.reading.reader import Reader
@@ -107,7 +108,8 @@ class Bedside:
         )
         self._worker = Worker("appliance.reading.process:serve", msgspec.msgpack.encode(settings), niceness=0)
         self._pipeline = Pipeline(self._store, self._worker, "bench/box", LinkConfig(send_originals="never"), 60.0)
-        self._intake = Intake(self._store, "bench/box", self._pipeline.notify)
+        ahead = LookAhead(self._worker, 60.0, lambda: self._pipeline.working)
+        self._intake = Intake(self._store, "bench/box", self._pipeline.notify, ahead)
 
     def __enter__(self) -> Self:
         self._worker.start()
