@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from appliance import config
-from appliance.capture import dicom, dimse_stream
+from appliance.capture import dicom, dicom_arrival, dimse_stream
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "dicom-conformance.md"
 
@@ -70,7 +70,7 @@ def statement() -> str:
         _STORAGE,
         _table(("SOP Class", "UID"), ((name, f"`{uid}`") for uid, name in dicom.STORAGE_CLASSES.items())),
         _table(("Transfer syntax", "UID"), ((name, f"`{uid}`") for uid, name in dicom.TRANSFER_SYNTAXES.items())),
-        _table(("status", "when"), ((f"{status:04X}", when) for status, when in dicom.STATUSES.items())),
+        _table(("status", "when"), ((f"{status:04X}", when) for status, when in dicom_arrival.STATUSES.items())),
         _AFTER_STATUSES,
     )
     return "\n".join(sections)
@@ -80,8 +80,8 @@ def _implementation() -> str:
     return _table(
         ("", ""),
         (
-            ("Implementation Class UID", f"`{dicom.IMPLEMENTATION_CLASS_UID}`"),
-            ("Implementation Version Name", f"`{dicom.IMPLEMENTATION_VERSION_NAME}`"),
+            ("Implementation Class UID", f"`{dicom_arrival.IMPLEMENTATION_CLASS_UID}`"),
+            ("Implementation Version Name", f"`{dicom_arrival.IMPLEMENTATION_VERSION_NAME}`"),
             ("Largest PDU received", f"{dimse_stream.PDU_SIZE} bytes"),
             ("PDU that ends the association", f"longer than {dimse_stream.PDU_MOST} bytes"),
             ("Asynchronous operations", "none: one request at a time in each association"),

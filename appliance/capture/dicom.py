@@ -1,61 +1,44 @@
-"""The DICOM door: C-STORE and C-ECHO.
+"""The DICOM door: who may connect, what is offered, and what came of it. Storage is ``dicom_arrival``; the rest are services.
 
-What this module keeps true: status 0x0000 goes out only after ``Incoming.keep`` has returned (promise 1); everything else is
-answered with a failure status and a comment that names the cause, or the association is rejected or aborted; each refusal
-is counted by its cause; an object whose transfer ends early leaves nothing. No log line holds anything of a patient.
-
-Statuses: PS3.4, table B.2-1, and PS3.7, annex C.
+What this module keeps true: whatever is not taken is answered with its cause, or the association is rejected or aborted; each
+refusal is counted by its cause; how an association ended is told to the intake. No log line holds anything of a patient.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import ipaddress
-import struct
+import ssl
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import structlog
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt, register_uid
+from pynetdicom import AE, _config, evt, register_uid
+from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from appliance.capture import dimse_server, dimse_stream
-from appliance.capture.facts import WANTED, facts_of_data_set
-from appliance.capture.header import DataSetReader, NotDicom
-from appliance.capture.intake import Incoming, Intake, IntakeError, StoreFull
+from appliance.capture import dicom_tls, dimse_server, dimse_stream
+from appliance.capture.dicom_arrival import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    SUCCESS,
+    Arrival,
+    Refused,
+)
+from appliance.capture.dicom_service import SYNTAXES, Service, title_of
+from appliance.capture.intake import Intake
 from appliance.config import DicomConfig
 from appliance.store.captures import Kept
-
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110
-OUT_OF_RESOURCES = 0xA700
-NOT_OF_ITS_CLASS = 0xA900
-NOT_UNDERSTOOD = 0xC000
-
-STATUSES: dict[int, str] = {
-    SUCCESS: "the object is on the disk and its row is committed; also for one that was kept before (kept once), and for"
-    " other bytes under a known SOP Instance UID (kept beside the first and flagged)",
-    PROCESSING_FAILURE: "the disk or the journal failed; the object was not kept",
-    OUT_OF_RESOURCES: "the disk is nearly full, or the object is larger than `dicom.maximum_object`; it was not kept",
-    NOT_OF_ITS_CLASS: "the data set names another SOP Class or SOP Instance than the request; it was not kept",
-    NOT_UNDERSTOOD: "the data set can't be read or is cut off; it was not kept",
-}
 
 ACSE_TIMEOUT = 30.0
 IDLE_TIMEOUT = 120.0
 STALL_TIMEOUT = 60.0
 _PATIENCE = 5.0
 _CONNECTIONS_BEYOND = 20
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-# These two names go into every kept file's meta information. They stay the same from version to version, so that the same
-# object sent again after an update is still the same bytes.
-IMPLEMENTATION_CLASS_UID = "2.25.301461528129217193276510226415337961853"
-IMPLEMENTATION_VERSION_NAME = "BEDSIDE"
 
 VERIFICATION = "1.2.840.10008.1.1"
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -97,21 +80,15 @@ TRANSFER_SYNTAXES: dict[str, str] = {
 _log = structlog.get_logger(__name__)
 
 
-class Refused(Exception):  # noqa: N818 - the condition's name
-    """An object is not taken: the status of the answer, a stable word to count by, and the comment."""
-
-    def __init__(self, status: int, cause: str, comment: str) -> None:
-        super().__init__(comment)
-        self.status = status
-        self.cause = cause
-
-
 class DicomDoor:
     """Listens from ``start`` to ``stop``. ``counts`` says what happened, by cause."""
 
-    def __init__(self, config: DicomConfig, intake: Intake) -> None:
+    def __init__(self, config: DicomConfig, intake: Intake, services: Sequence[Service] = ()) -> None:
         self._config = config
         self._intake = intake
+        self._services = services
+        self._studies: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+        self._tls: ssl.SSLContext | None = None
         self._networks = tuple(ipaddress.ip_network(network, strict=False) for network in config.allowed_addresses)
         self._server: Any = None
         self._lock = threading.Lock()
@@ -129,7 +106,9 @@ class DicomDoor:
         return int(self._server.server_address[1]) if self._server is not None else self._config.port
 
     def start(self) -> None:
-        """Begin to listen; raises ``OSError`` when the address or port can't be had."""
+        """Begin to listen; raises ``OSError`` when the address or port can't be had, or a file of TLS can't be used."""
+        _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+        self._tls = dicom_tls.server_context(self._config) if self._config.tls else None
         ae = AE(self._config.ae_title)
         ae.maximum_pdu_size = dimse_stream.PDU_SIZE
         ae.maximum_associations = self._config.maximum_associations
@@ -149,12 +128,23 @@ class DicomDoor:
             (evt.EVT_C_ECHO, self._echo),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ABORTED, self._aborted),
+            (evt.EVT_ACSE_RECV, self._released),
+            (evt.EVT_CONN_CLOSE, lambda event: self._ended(event.assoc, in_order=False)),
         ]
+        for service in self._services:
+            for sop_class in service.sop_classes:
+                ae.add_supported_context(sop_class, list(SYNTAXES))
+            handlers += service.handlers(self._count)
+        self._listen(ae, handlers)
+        for service in self._services:
+            service.start()
+
+    def _listen(self, ae: Any, handlers: list[Any]) -> None:
         address = (self._config.address, self._config.port)
         unusable = dimse_stream.usable()
         if unusable:
             _log.warning("objects are received in memory", cause=unusable, remedy="install the locked pynetdicom")
-            self._server = ae.start_server(address, block=False, evt_handlers=handlers)
+            self._server = ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=self._tls)
             return
         self._server = ae.make_server(
             address,
@@ -164,6 +154,7 @@ class DicomDoor:
             note=self._note,
             admit=self._admit,
             stall_timeout=STALL_TIMEOUT,
+            tls=self._context if self._tls is not None else None,
         )
         ae._servers.append(self._server)  # noqa: SLF001 - its shutdown() removes it there
         threading.Thread(target=self._server.serve, name="dicom-door", daemon=True).start()
@@ -174,6 +165,13 @@ class DicomDoor:
         if server is not None:
             server.shutdown()
             dimse_server.hang_up(server, _PATIENCE)
+            for service in self._services:
+                service.stop()
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            raise OSError("TLS is not configured")
+        return dicom_tls.dated(self._tls, self._intake.store.now())
 
     def _count(self, cause: str) -> None:
         with self._lock:
@@ -198,10 +196,24 @@ class DicomDoor:
         return True
 
     def _open(self, association: Any, sop_class: str, instance: str, syntax: str) -> Arrival:
-        calling = str(association.requestor.ae_title).strip()
-        return Arrival(
-            self._intake, self._config.maximum_object * 1_000_000, calling, (sop_class, instance, syntax), self
-        )
+        largest, context = self._config.maximum_object * 1_000_000, (sop_class, instance, syntax)
+
+        def settled(arrival: Arrival, outcome: Kept | Refused) -> tuple[int, str]:
+            if arrival.study_uid:
+                with self._lock:
+                    self._studies.setdefault(association, set()).add(arrival.study_uid)
+            return self._settled(arrival, outcome)
+
+        return Arrival(self._intake, largest, title_of(association), context, settled)
+
+    def _released(self, event: Any) -> None:
+        if isinstance(event.primitive, A_RELEASE):
+            self._ended(event.assoc, in_order=True)
+
+    def _ended(self, association: Any, *, in_order: bool) -> None:
+        with self._lock:
+            studies = self._studies.pop(association, set())
+        self._intake.association_ended(studies, in_order=in_order)
 
     def _echo(self, _event: Any) -> int:
         self._count("echo")
@@ -219,7 +231,7 @@ class DicomDoor:
             answer.ErrorComment = comment
         return answer
 
-    def settled(self, arrival: Arrival, outcome: Kept | Refused) -> tuple[int, str]:
+    def _settled(self, arrival: Arrival, outcome: Kept | Refused) -> tuple[int, str]:
         """Count and log what became of an object; the status and comment to answer."""
         if isinstance(outcome, Refused):
             comment = str(outcome).encode("ascii", "replace").decode("ascii").replace("\\", "/")[:64]
@@ -228,8 +240,10 @@ class DicomDoor:
             _log.warning("object refused", status=status, cause=str(outcome), sender=arrival.calling)
             return outcome.status, comment
         self._count("conflict" if outcome.conflict else "duplicate" if outcome.duplicate else "kept")
-        if outcome.conflict:
-            _log.warning("other bytes under a known SOP Instance UID, kept aside", capture=outcome.capture_id)
+        for reason in outcome.reasons:
+            self._count(f"conflict-{reason}")
+        if outcome.reasons:
+            _log.warning("kept, and flagged", capture=outcome.capture_id, reasons=outcome.reasons)
         return SUCCESS, ""
 
     def _rejected(self, event: Any) -> None:
@@ -246,98 +260,3 @@ class DicomDoor:
 
     def _aborted(self, _event: Any) -> None:
         self._count("aborted")
-
-
-class Arrival:
-    """One object on its way from the socket into the vault: a sink that never raises, and says at the end what came of it."""
-
-    def __init__(
-        self, intake: Intake, largest: int, calling: str, context: tuple[str, str, str], door: DicomDoor
-    ) -> None:
-        self.calling = calling
-        self._door = door
-        self._sop_class, self._instance, syntax = context
-        self._largest = largest
-        self._refused: Refused | None = None
-        self._incoming: Incoming | None = None
-        self._reader = DataSetReader(syntax, WANTED)
-        with self._refusing():
-            intake.room()
-            self._incoming = intake.open()
-            self._incoming.write(file_meta(self._sop_class, self._instance, syntax))
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Take the next bytes of the data set. After a refusal they are read and dropped, so that it can be answered."""
-        if self._incoming is None:
-            return
-        with self._refusing():
-            self._reader.feed(data)
-            if self._reader.size > self._largest:
-                largest = f"{self._largest // 1_000_000} MB"
-                raise Refused(OUT_OF_RESOURCES, "too-large", f"larger than {largest}: raise dicom.maximum_object")
-            self._incoming.write(data)
-
-    def finish(self) -> tuple[int, str]:
-        """Make it durable, or refuse it: the status and comment to answer."""
-        kept: Kept | None = None
-        with self._refusing():
-            if self._incoming is not None:
-                values = self._reader.finish()
-                reader = self._reader
-                source = f"dicom:{self.calling}"
-                facts = facts_of_data_set(values, reader.transfer_syntax_uid, source, reader.waveform)
-                if (facts.sop_class_uid, facts.instance_uid) != (self._sop_class, self._instance):
-                    raise Refused(
-                        NOT_OF_ITS_CLASS, "other-class", "data set and C-STORE name another SOP class or instance"
-                    )
-                kept = self._incoming.keep(facts)
-                self._incoming = None
-        lost = Refused(PROCESSING_FAILURE, "discarded", "the association ended; send the object again")
-        return self._door.settled(self, kept or self._refused or lost)
-
-    def discard(self) -> None:
-        """Leave nothing."""
-        incoming, self._incoming = self._incoming, None
-        if incoming is not None:
-            incoming.abort()
-
-    @contextlib.contextmanager
-    def _refusing(self) -> Any:
-        try:
-            yield
-        except Refused as refused:
-            self._refused = refused
-        except NotDicom as error:
-            self._refused = Refused(NOT_UNDERSTOOD, "not-dicom", str(error))
-        except StoreFull as error:
-            self._refused = Refused(OUT_OF_RESOURCES, "full", str(error))
-        except IntakeError as error:
-            self._refused = Refused(PROCESSING_FAILURE, "store", str(error))
-        except OSError as error:
-            full = error.errno in _NO_SPACE
-            status, cause = (OUT_OF_RESOURCES, "full") if full else (PROCESSING_FAILURE, "store")
-            self._refused = Refused(status, cause, f"the disk refuses: {error.strerror}")
-        if self._refused is not None:
-            self.discard()
-
-
-def file_meta(sop_class: str, instance: str, syntax: str) -> bytes:
-    """Preamble and file meta information (PS3.10, 7.1) of an object: a function of its three UIDs and nothing else."""
-    elements = b"".join(
-        (
-            b"\x02\x00\x01\x00OB\x00\x00" + struct.pack("<I", 2) + b"\x00\x01",
-            _element(0x0002, b"UI", sop_class, b"\0"),
-            _element(0x0003, b"UI", instance, b"\0"),
-            _element(0x0010, b"UI", syntax, b"\0"),
-            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID, b"\0"),
-            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME, b" "),
-        )
-    )
-    group_length = b"\x02\x00\x00\x00UL" + struct.pack("<HI", 4, len(elements))
-    return bytes(128) + b"DICM" + group_length + elements
-
-
-def _element(number: int, vr: bytes, text: str, padding: bytes) -> bytes:
-    value = text.encode("ascii", "replace")
-    value += padding * (len(value) % 2)
-    return struct.pack("<HH2sH", 0x0002, number, vr, len(value)) + value

@@ -68,7 +68,7 @@ class Sink(Protocol):
 Note = Callable[[str, str], None]
 """(cause to count by, message to log): something a peer did that ends its association."""
 
-Answered = Callable[[int], None]
+Answered = Callable[[int], object]
 """Is given the status of an answer."""
 
 Open = Callable[[Any, str, str, str], Sink]

@@ -82,13 +82,13 @@ def facts_of_data_set(
 
     An X-ray or an ultrasound is taken for the one the box can read; whether it shows a chest is for the reading to judge.
     """
-    encodings = _encodings(values)
+    encodings = encodings_of(values.get(CHARACTER_SET, b""))
 
     def text(tag: int) -> str:
-        return _text(values.get(tag, b""), encodings)
+        return text_of(values.get(tag, b""), encodings)
 
     def meaning(tag: int) -> str:
-        return _text(code_meaning(values.get(tag, b""), transfer_syntax_uid), encodings)
+        return text_of(code_meaning(values.get(tag, b""), transfer_syntax_uid), encodings)
 
     description = " - ".join(part for part in (text(STUDY_DESCRIPTION), text(SERIES_DESCRIPTION)) if part)
     body_part = (text(BODY_PART) or meaning(ANATOMIC_REGION)).upper()
@@ -98,7 +98,7 @@ def facts_of_data_set(
         modality=_modality(sop_class, text(MODALITY), f"{description} {body_part}", waveform),
         media_type="application/dicom",
         source=source,
-        patient=_patient(values, encodings, study_date),
+        patient=patient_of(values, encodings, study_date),
         study_uid=uid(values.get(STUDY_UID, b"")),
         series_uid=uid(values.get(SERIES_UID, b"")),
         instance_uid=uid(values.get(SOP_INSTANCE, b"")),
@@ -198,30 +198,33 @@ class FileReader:
         self._beginning.clear()
 
 
-def _encodings(values: Mapping[int, bytes]) -> list[str]:
-    terms = values.get(CHARACTER_SET, b"").decode("ascii", "replace").rstrip("\0 ").split("\\")
+def encodings_of(character_set: bytes) -> list[str]:
+    """Python's encodings for the raw value of Specific Character Set; Latin-1 when it is none that is known."""
+    terms = character_set.decode("ascii", "replace").rstrip("\0 ").split("\\")
     try:
         return cast("list[str]", convert_encodings([term.strip() for term in terms]))
     except LookupError:
         return ["iso8859"]
 
 
-def _text(value: bytes, encodings: list[str]) -> str:
+def text_of(value: bytes, encodings: list[str]) -> str:
+    """A raw text value without its padding; bytes that are none in these encodings are replaced."""
     if not value:
         return ""
     return cast("str", decode_bytes(value, encodings, {0x5C, 0x0A, 0x0D, 0x09, 0x0C})).strip("\0 \r\n\t")
 
 
-def _patient(values: Mapping[int, bytes], encodings: list[str], study_date: str) -> Patient:
-    sex = _text(values.get(SEX, b""), encodings).upper()
-    birth_date = _text(values.get(BIRTH_DATE, b""), encodings)
+def patient_of(values: Mapping[int, bytes], encodings: list[str], study_date: str) -> Patient:
+    """The patient in the raw ``values``; the age at ``study_date`` (``YYYYMMDD``) where it isn't said."""
+    sex = text_of(values.get(SEX, b""), encodings).upper()
+    birth_date = text_of(values.get(BIRTH_DATE, b""), encodings)
     return Patient(
-        id=_text(values.get(PATIENT_ID, b""), encodings),
-        issuer=_text(values.get(ISSUER, b""), encodings),
+        id=text_of(values.get(PATIENT_ID, b""), encodings),
+        issuer=text_of(values.get(ISSUER, b""), encodings),
         name=str(PersonName(values.get(NAME, b""), encodings)).strip("\0 ^="),
         birth_date=birth_date,
         sex=cast('Literal["", "M", "F", "O"]', sex if sex in {"M", "F", "O"} else ""),
-        age_years=_age(_text(values.get(AGE, b""), encodings), birth_date, study_date),
+        age_years=_age(text_of(values.get(AGE, b""), encodings), birth_date, study_date),
     )
 
 

@@ -161,10 +161,9 @@ class Studies:
 
     def _by_steps(self, key: str, kept: int, states: list[str]) -> Completeness:
         row = self._journal.one(
-            "SELECT count(*) AS named, count(c.instance_key) AS here FROM"
-            " (SELECT DISTINCT instance_key FROM performed_instance WHERE study_key = ?) p LEFT JOIN"
-            " (SELECT DISTINCT instance_key FROM capture WHERE study_key = ?1 AND study_key <> '') c"
-            " ON c.instance_key = p.instance_key",
+            "SELECT count(*) AS named, coalesce(sum(EXISTS (SELECT 1 FROM capture c WHERE c.instance_key = p.instance_key"
+            " AND c.instance_key <> '')), 0) AS here"
+            " FROM (SELECT DISTINCT instance_key FROM performed_instance WHERE study_key = ?) p",
             key,
         )
         named, here = (int(row["named"]), int(row["here"])) if row else (0, 0)

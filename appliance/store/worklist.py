@@ -58,8 +58,8 @@ class Worklist:
         self._journal = journal
         self._key = key
 
-    def replace(self, tx: Transaction, steps: Iterable[ScheduledStep], taken: Moment) -> int:
-        """Take a new answer; how many entries were written or removed."""
+    def replace(self, tx: Transaction, steps: Iterable[ScheduledStep], taken: Moment, problem: str = "") -> int:
+        """Take a new answer (``problem``: what is wrong with it all the same); how many entries were written or removed."""
         new = {}
         for step in steps:
             encoded = msgspec.json.encode(step)
@@ -69,7 +69,7 @@ class Worklist:
             tx.run("DELETE FROM scheduled WHERE id = ?", name)
         for name in new.keys() - old:
             tx.insert("INSERT INTO scheduled VALUES (?, ?)", name, self._key.seal(new[name], f"scheduled:{name}"))
-        self._note(tx, msgspec.json.encode(taken).decode(), "")
+        self._note(tx, msgspec.json.encode(taken).decode(), problem)
         return len(old ^ new.keys())
 
     def failed(self, tx: Transaction, problem: str) -> None:
