@@ -37,10 +37,12 @@ _Write = tuple[Callable[["Transaction"], Any], Future[Any]]
 class Transaction:
     """The right to write, handed out by ``Journal.write`` for the time of one function."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "witness")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, witness: Callable[[str], str]) -> None:
+        """``witness`` gives a keyed hash of a text: what only this box can write."""
         self._connection = connection
+        self.witness = witness
 
     def run(self, sql: str, *values: Any) -> int:
         """Execute one statement; the number of rows it changed."""
@@ -106,9 +108,13 @@ class Reader:
 class Journal(Reader):
     """The SQLite file with its one writer."""
 
-    def __init__(self, path: Path, reserve: Reserve | None = None) -> None:
+    def __init__(
+        self, path: Path, reserve: Reserve | None = None, witness: Callable[[str], str] = lambda _: ""
+    ) -> None:
+        """``witness``: see ``Transaction``."""
         super().__init__(path)
         self._reserve = reserve
+        self._witness = witness
         self._closed = False
         self.groups = 0
         self.writes = 0
@@ -195,7 +201,7 @@ class Journal(Reader):
             for function, _ in group:
                 connection.execute("SAVEPOINT one")
                 try:
-                    results.append((function(Transaction(connection)), None))
+                    results.append((function(Transaction(connection, self._witness)), None))
                 except Exception as problem:  # handed to the caller, who asked for this function
                     if _is_full(problem):
                         raise

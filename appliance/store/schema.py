@@ -202,6 +202,12 @@ CREATE TABLE person (
     active INTEGER NOT NULL DEFAULT 1,
     sealed BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE checkpoint (
+    sequence INTEGER PRIMARY KEY,
+    payload BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    public BLOB NOT NULL
+) STRICT;
 CREATE TABLE throttle (
     subject TEXT PRIMARY KEY,
     failures INTEGER NOT NULL,

@@ -67,7 +67,7 @@ class Store:
         try:
             self.key: BoxKey = open_key(self.folder, self.files)
             self.vault = Vault(self.folder / "vault", self.key, self.files)
-            self.journal = Journal(self.folder / "journal.sqlite", self.reserve)
+            self.journal = Journal(self.folder / "journal.sqlite", self.reserve, self.key.blind)
         except BaseException:
             os.close(self._lock)
             raise
@@ -151,6 +151,8 @@ class Store:
             self.studies.interrupted(tx)
             for capture_id in missing:
                 tx.run("UPDATE capture SET set_aside = 'its file is gone from the disk' WHERE id = ?", capture_id)
+            if problem := audit.head_problem(tx):
+                audit.append(tx, moment, "broken", "audit", problem)
             detail = f"unfinished={len(unfinished)} orphans={len(orphans)} missing={len(missing)}"
             audit.append(tx, moment, "start", "store", detail)
             row = tx.one("SELECT coalesce(max(sequence), 0) AS n FROM capture")
