@@ -8,7 +8,8 @@ What this module keeps true:
    nothing else removes it. What nobody decides about is kept.
 3. Samples that were lost are counted; where their number is known, silence stands in their place, so that beats keep their
    time. The counts stand in the capture's description and in the file.
-4. A patient goes with a recording only as confirmed when it was begun; one that was interrupted is kept unassigned.
+4. Whose a recording is stands in it from the beginning and is judged again when it is kept (``Attach``): also after a power cut
+   it goes to whom it was confirmed for, or to nobody.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from appliance.capture.stethoscope_messages import Counts, Failure, Wanted
 from appliance.capture.stethoscope_positions import PLACES, Place
 from appliance.capture.stethoscope_source import NoSound, ProcessSource, Source
 from appliance.capture.stethoscope_taking import Heard, Judge, Preview, Taking
+from appliance.capture.video_takes import Attach, Whose
 from appliance.config import StethoscopeConfig
-from appliance.records import Modality, Patient, Record
+from appliance.records import Modality, Record
 from appliance.store.captures import Kept
 from appliance.store.errors import StoreError
-from appliance.store.journal import Transaction
 from appliance.store.spool import Spool, SpoolWriter
 
 _log = structlog.get_logger(__name__)
@@ -53,14 +54,6 @@ Why = Literal["", "hand", "enough", "longest", "device", "disk"]
 
 class Busy(Exception):  # noqa: N818 - the condition's name
     """The stethoscope is in use, or the recording asked for is not the present one."""
-
-
-class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom a recording is of, as confirmed before it. ``attach`` is written in the transaction that keeps it."""
-
-    patient: Patient = Patient()
-    encounter_id: str = ""
-    attach: Callable[[Transaction, Kept], None] | None = None
 
 
 class Live(Record, frozen=True, kw_only=True, omit_defaults=False):
@@ -104,6 +97,7 @@ class Stethoscope:
         judge: MakeJudge,
         *,
         preview: MakePreview | None = None,
+        attach: Attach = lambda _: None,
         open_source: OpenSource = ProcessSource,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,12 +105,13 @@ class Stethoscope:
         self._intake = intake
         self._judge = judge
         self._preview = preview
+        self._attach = attach
         self._open_source = open_source
         self._clock = clock
         self.spool = Spool(intake.store.folder / "spool", intake.store.key, intake.store.files)
         self._lock = threading.RLock()
         self._live = Live()
-        self._subject = Subject()
+        self._whose = Whose()
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._why: Why = ""
@@ -127,7 +122,7 @@ class Stethoscope:
         with self._lock:
             return self._live
 
-    def start(self, place: str, subject: Subject | None = None) -> None:
+    def start(self, place: str, whose: Whose | None = None) -> None:
         """Begin to record at a place of ``PLACES``; a stopped recording that waits is kept first.
 
         Raises ``Busy`` while one is going on, and ``IntakeError`` when it could not be kept.
@@ -139,13 +134,13 @@ class Stethoscope:
                 self.keep(self._live.recording)
             rate = self._config.rate or 48000
             self._intake.room(self._config.longest * rate * 8)
-            self._subject = subject or Subject()
+            self._whose = whose or Whose()
             self._why = ""
             self._live = Live(
                 phase="starting",
                 place=PLACES[place].id,
-                patient_id=self._subject.patient.id,
-                encounter_id=self._subject.encounter_id,
+                patient_id=self._whose.patient.id,
+                encounter_id=self._whose.encounter_id,
             )
             self._source = self._open_source(Wanted(device=self._config.device, rate_hz=self._config.rate))
             self._thread = threading.Thread(
@@ -161,7 +156,7 @@ class Stethoscope:
         """Put the stopped recording through the door; saved on return. Raises ``Busy``, ``IntakeError``."""
         with self._lock:
             self._need(recording)
-            kept = self._through_the_door(recording, self._subject)
+            kept = self._through_the_door(recording)
             if kept is None:
                 raise Busy("there is nothing in this recording")
             self._live = Live(kept=kept.capture_id, place=self._live.place)
@@ -180,7 +175,7 @@ class Stethoscope:
         kept = []
         for name in self.spool.names():
             try:
-                finished = self._through_the_door(name, Subject())
+                finished = self._through_the_door(name)
             except (StoreError, IntakeError, OSError) as error:
                 _log.error(
                     "a recording could not be finished; it stays and is tried at the next start", error=str(error)
@@ -221,7 +216,7 @@ class Stethoscope:
                 device=opened.device,
                 rate_hz=opened.rate_hz,
                 moment=self._intake.store.now(),
-                encounter_id=self._subject.encounter_id,
+                whose=self._whose,
             )
             writer = self.spool.begin(begin_piece(begun))
             self._set(phase="recording", recording=writer.name, device=opened.device, rate_hz=opened.rate_hz)
@@ -266,7 +261,7 @@ class Stethoscope:
 
     def _make_preview(self, modality: Modality, rate_hz: int) -> Preview | None:
         make = self._preview
-        return make(modality, rate_hz, self._subject.patient.age_years) if make is not None else None
+        return make(modality, rate_hz, self._whose.patient.age_years) if make is not None else None
 
     def _show(self, seconds: float, heard: Heard, wave: tuple[int, ...], wave_end: int) -> None:
         self._set(seconds=round(seconds, 2), heard=heard, wave=wave, wave_end=wave_end)
@@ -289,28 +284,31 @@ class Stethoscope:
         if self._live.phase != "stopped" or self._live.recording != recording:
             raise Busy("this recording is not the one that waits here; look at the page again")
 
-    def _through_the_door(self, name: str, subject: Subject) -> Kept | None:
+    def _through_the_door(self, name: str) -> Kept | None:
         finished = finish(self.spool.pieces(name))
         if finished is None:
             self.spool.remove(name)
             return None
-        facts = _facts(finished, subject)
+        said = finished.begun.whose
+        also = self._attach(said) if said.ticket else None
+        facts = _facts(finished, said if also is not None or not said.ticket else Whose())
         with self._intake.open() as incoming:
             incoming.write(finished.flac)
-            kept = incoming.keep(facts) if subject.attach is None else incoming.keep(facts, subject.attach)
+            kept = incoming.keep(facts) if also is None else incoming.keep(facts, also)
         self.spool.remove(name)
         return kept
 
 
-def _facts(finished: Finished, subject: Subject) -> Facts:
+def _facts(finished: Finished, whose: Whose) -> Facts:
     begun = finished.begun
     place = PLACES[begun.place]
     return Facts(
         modality=place.modality,
         media_type="audio/flac",
         source=f"stethoscope:{begun.device}",
-        patient=subject.patient,
-        encounter_id=subject.encounter_id,
+        patient=whose.patient,
+        encounter_id=whose.encounter_id,
+        accession_number=whose.accession_number,
         position=place.id,
         body_part="HEART" if place.modality is Modality.HEART_SOUND else "CHEST",
         description=describe(finished),

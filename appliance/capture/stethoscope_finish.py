@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.capture.stethoscope_flac import flac_of, full_scale
+from appliance.capture.video_takes import Whose
 from appliance.records import Moment
 
 Floats = npt.NDArray[np.float32]
@@ -37,7 +38,7 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     rate_hz: int
     moment: Moment
-    encounter_id: str = ""
+    whose: Whose = Whose()
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):

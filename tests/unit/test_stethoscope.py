@@ -14,12 +14,13 @@ import pytest
 import soundfile
 
 from appliance.capture.intake import Intake
-from appliance.capture.stethoscope import UNDECIDED_S, Busy, Live, Stethoscope, Subject
+from appliance.capture.stethoscope import UNDECIDED_S, Busy, Live, Stethoscope
 from appliance.capture.stethoscope_device import choose, inputs, stable_name
 from appliance.capture.stethoscope_messages import Failure, Input
 from appliance.capture.stethoscope_positions import HEART, LUNG, PLACES, following
 from appliance.capture.stethoscope_source import Source
 from appliance.capture.stethoscope_taking import Heard, Judge
+from appliance.capture.video_takes import Also, Whose
 from appliance.config import StethoscopeConfig, StorageConfig
 from appliance.health.clock import Clock
 from appliance.reading.listening import listener
@@ -111,7 +112,7 @@ def test_what_is_kept_is_what_the_card_gave_bit_for_bit(make: Callable[..., Benc
 def test_a_power_cut_while_recording_keeps_what_was_on_the_disk(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND, waits=90)
     bench = make(source)
-    bench.stethoscope.start("aortic", Subject(patient=Patient(id="P1"), encounter_id="E1"))
+    bench.stethoscope.start("aortic", Whose(patient=Patient(id="P1"), encounter_id="E1"))
     assert source.reached.wait(10)
     cut = bench.stethoscope.spool.names()[0]
     left = (bench.folder / "spool" / f"{cut}.spool").read_bytes()
@@ -124,8 +125,29 @@ def test_a_power_cut_while_recording_keeps_what_was_on_the_disk(make: Callable[.
     assert 8.0 <= samples.size / 4000 <= 9.0
     assert np.array_equal(samples, HEART_SOUND[: samples.size])
     assert "interrupted" in capture.description
-    assert capture.patient == Patient(), "a recording that nobody ended belongs to nobody until it is confirmed"
+    assert (capture.patient.id, capture.encounter_id) == ("P1", "E1")
     assert again.stethoscope.spool.names() == []
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_recording_goes_to_whom_it_was_confirmed_for_or_to_nobody(make: Callable[..., Bench], *, holds: bool) -> None:
+    source, judged, written = PlayedSource(HEART_SOUND[:8000]), [], []
+    bench = make(source)
+
+    def attach(whose: Whose) -> Also | None:
+        judged.append(whose)
+        return (lambda _tx, kept: written.append(kept.capture_id)) if holds else None
+
+    bench.stethoscope._attach = attach
+    whose = Whose(patient=Patient(id="P1"), encounter_id="E1", ticket="T", by="nurse", session="S")
+    bench.stethoscope.start("mitral", whose)
+    assert source.reached.wait(10)
+    bench.stethoscope.stop()
+    kept = bench.stethoscope.keep(bench.until("stopped").recording)
+    capture = bench.captures()[0]
+    assert judged == [whose]
+    assert written == ([kept.capture_id] if holds else [])
+    assert (capture.patient.id, capture.encounter_id) == (("P1", "E1") if holds else ("", ""))
 
 
 def test_a_cut_between_the_vault_and_the_end_of_the_spool_makes_one_capture(make: Callable[..., Bench]) -> None:
@@ -222,7 +244,7 @@ def test_an_old_page_can_neither_keep_nor_discard_the_present_recording(make: Ca
 def test_what_nobody_decides_about_is_kept(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:8000])
     bench = make(source)
-    bench.stethoscope.start("mitral", Subject(patient=Patient(id="P7"), encounter_id="E7"))
+    bench.stethoscope.start("mitral", Whose(patient=Patient(id="P7"), encounter_id="E7"))
     assert source.reached.wait(10)
     bench.stethoscope.stop()
     bench.until("stopped")
