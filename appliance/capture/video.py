@@ -9,7 +9,6 @@ nobody decides about is kept.
 from __future__ import annotations
 
 import collections
-import contextlib
 import random
 import threading
 import time
@@ -18,27 +17,27 @@ import uuid
 import msgspec
 import structlog
 
-from appliance.capture import video_region
-from appliance.capture.intake import Intake, IntakeError
+from appliance.capture.intake import Intake
+from appliance.capture.video_area import rectangle
+from appliance.capture.video_keeper import Keeper
 from appliance.capture.video_messages import Heard, Message, Order, Picture, Ready, Settings
 from appliance.capture.video_multiframe import NoFrames
 from appliance.capture.video_process import Decoding
+from appliance.capture.video_regions import Regions
 from appliance.capture.video_scan import NotNow, Scan, Waiting, area_of
 from appliance.capture.video_takes import Also, Attach, Take, Takes, Whose
-from appliance.capture.video_regions import Regions
 from appliance.config import UltrasoundConfig
 from appliance.store.captures import Kept
-from appliance.store.errors import StoreError
 
 _log = structlog.get_logger(__name__)
 
 _LOOKED_AT_S = 25.0
 _DECIDE_S = 600.0
-_KEEPER_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 15.0
 _STEADY_S = 8.0
 _REMEMBERED = 400
 _SPARE_S = 2.0
+_SETTLED_S = 0.3
 _MB = 1 << 20
 
 
@@ -73,9 +72,10 @@ class VideoDoor:
             ended = take.ended or ("" if take.to_ns else "power")
             self._open[take.id] = msgspec.structs.replace(take, ended=ended, to_ns=take.to_ns or 2**62)
         left = tuple(self._open)
+        keeper = Keeper(self.keep, self._undecided, self._stopping)
         self._threads = [
             threading.Thread(target=self._supervise, name="ultrasound", daemon=True),
-            threading.Thread(target=self._keeper, args=(left,), name="ultrasound-keeper", daemon=True),
+            threading.Thread(target=keeper.run, args=(left,), name="ultrasound-keeper", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -162,6 +162,9 @@ class VideoDoor:
     def keep(self, take_id: str) -> Kept:
         """Keep a freeze or clip, durable on return; raises ``NotNow``, ``IntakeError`` or ``NoFrames``."""
         take = self._settle(take_id)
+        time.sleep(
+            max(0.0, _SETTLED_S - abs(time.monotonic_ns() - take.to_ns) / 1e9)
+        )  # its last frames are on their way
         try:
             kept = self.takes.keep(take)
         except NoFrames:
@@ -192,7 +195,7 @@ class VideoDoor:
             if ready is None:
                 raise NotNow("no video source is open: plug it in first")
             if shares is not None:
-                region = video_region.rectangle(ready.height, ready.width, shares)
+                region = rectangle(ready.height, ready.width, shares)
             elif heard is not None and heard.region is not None:
                 region = msgspec.structs.replace(heard.region, confirmed=True)
             else:
@@ -244,7 +247,7 @@ class VideoDoor:
             keep_s=config.pre_roll + _SPARE_S,
             most=config.ring * _MB,
             rate_limit=config.frame_rate,
-            fixed=config.area if config.area else None,  # type: ignore[arg-type]  # four numbers, checked by the config
+            fixed=config.area or None,  # type: ignore[arg-type]  # four numbers, checked by the config
             regions=self._regions.known(),
         )
         decoding = Decoding(settings)
@@ -297,25 +300,12 @@ class VideoDoor:
         if not self._wanted() and self._decoding is not None:
             self._decoding.stop()
 
-    def _keeper(self, left: tuple[str, ...]) -> None:
-        """Keep what a start found, and what nobody decides about."""
-        overdue = set(left)
-        while True:
-            for take_id in list(overdue):
-                with contextlib.suppress(NoFrames, NotNow):
-                    try:
-                        self.keep(take_id)
-                        _log.info("ultrasound kept without a word", take=take_id)
-                    except (IntakeError, StoreError, OSError) as error:
-                        _log.error("ultrasound not kept; it is tried again", take=take_id, error=str(error))
-                        continue
-                overdue.discard(take_id)
-            if self._stopping.wait(_KEEPER_S):
-                return
-            now = time.monotonic_ns()
-            with self._changed:
-                waiting = [take for take in self._open.values() if take.to_ns and now - take.to_ns > _DECIDE_S * 1e9]
-                overdue |= {take.id for take in waiting if take.id not in self._settling}
+    def _undecided(self) -> list[str]:
+        """What has waited for too long."""
+        now = time.monotonic_ns()
+        with self._changed:
+            waiting = [take for take in self._open.values() if take.to_ns and now - take.to_ns > _DECIDE_S * 1e9]
+            return [take.id for take in waiting if take.id not in self._settling]
 
     # What they share (called with the lock held)
 
@@ -392,7 +382,7 @@ class VideoDoor:
         self._scan = msgspec.structs.replace(
             self._scan,
             serial=self._scan.serial + 1,
-            phase=phase or self._scan.phase,  # type: ignore[arg-type]  # one of the phases
+            phase=phase or self._scan.phase,
             reason=heard.reason if heard else (reason or ("" if phase else self._scan.reason)),
             device=ready.name if ready else "",
             size=(ready.width, ready.height) if ready else (0, 0),

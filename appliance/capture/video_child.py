@@ -29,16 +29,15 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.capture import video_region
+from appliance.capture.video_area import CHANGED, DISK, NO_PICTURE, SEARCHING, Region, rectangle
 from appliance.capture.video_messages import Gone, Heard, Order, Picture, Ready, Settings, send
 from appliance.capture.video_quality import Meter
-from appliance.capture.video_region import Cutter, Found, Region
+from appliance.capture.video_region import Cutter, Found
 from appliance.capture.video_ring import RingFrame, RingWriter, Span
 from appliance.capture.video_source import Source, SourceGone
 from appliance.capture.video_time import Timeline
 from appliance.store.files import RealFiles
 
-CHANGED = "the screen has changed (a menu, another page): frames are kept again once the live picture is back"
-DISK = "the disk is full or does not take frames: nothing is kept until there is room"
 _QUEUE = 4
 _MEMORY = 1536 << 20
 _REPORT_S = 0.2
@@ -93,10 +92,10 @@ class _Area:
         self._searched = self._changed = 0.0
         self._held: Region | None = None
         self.cutter: Cutter | None = None
-        self.reason = video_region.NO_PICTURE
+        self.reason = SEARCHING
         known = settings.regions.get(opened.id)
         if settings.fixed is not None:
-            known = video_region.rectangle(*self._size, settings.fixed)
+            known = rectangle(*self._size, settings.fixed)
         if known is not None and (known.rows, known.columns) == self._size:
             self.hold(known)
 
@@ -105,12 +104,12 @@ class _Area:
         self._held = region
         self._recent.clear()
         self.cutter = None if region is None else Cutter(region)
-        self.reason = "" if region is not None else video_region.NO_PICTURE
+        self.reason = "" if region is not None else SEARCHING
 
     def see(self, frame: npt.NDArray[np.uint8], t_ns: int, *, free: bool) -> npt.NDArray[np.uint8] | None:
         """The picture cut out of a frame, or ``None`` with ``reason``; ``free``: the area may be looked for anew."""
         if frame.shape[:2] != self._size:
-            self.reason = video_region.NO_PICTURE
+            self.reason = NO_PICTURE
             return None
         small = video_region.reduced(frame)
         now = t_ns / 1e9

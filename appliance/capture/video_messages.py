@@ -10,8 +10,7 @@ from multiprocessing.connection import Connection
 
 import msgspec
 
-from appliance.capture.video_quality import Quality
-from appliance.capture.video_region import Region
+from appliance.capture.video_area import Quality, Region
 
 READY, HEARD, PICTURE, GONE = "ready", "heard", "picture", "gone"
 
@@ -26,7 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     most: int
     rate_limit: float
     fixed: tuple[float, float, float, float] | None = None
-    regions: dict[str, Region] = {}  # noqa: RUF012 - msgspec copies it
+    regions: dict[str, Region] = {}
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +62,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, tag=HEARD):
 
     ``kept``: frames in the ring since the start; ``lost``: frames that the source should have given and did not;
     ``dropped``: frames that this box was too slow for; ``refused``: frames not kept because their region is not known, or
-    the screen had changed; ``reason``: why, in words of ``video_region`` or ``video_child``, empty while frames are kept.
+    the screen had changed; ``reason``: why, one of ``video_area.REASONS``, empty while frames are kept.
     """
 
     number: int

@@ -11,18 +11,21 @@ Source: DICOM PS3.3 A.6 and A.7 (ultrasound image and multi-frame image), C.7.6.
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 from appliance.capture.video_ring import RingFrame
 from appliance.records import Moment, Patient
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 UNCOMPRESSED_BELOW = 3 << 20
 """Pixel bytes of an object that is written uncompressed."""
@@ -177,13 +180,13 @@ def _image(made: Dataset, shot: Shot, plan: _Plan) -> None:
 
 
 def _cine(made: Dataset, plan: _Plan) -> None:
-    steps = np.diff(np.array(plan.times, dtype=np.int64)) / 1e6
+    steps = [(later - earlier) / 1e6 for earlier, later in itertools.pairwise(plan.times)]
     made.NumberOfFrames = len(plan.times)
     made.FrameIncrementPointer = _FRAME_TIME_VECTOR
     made.FrameTimeVector = ["0", *(f"{step:.3f}" for step in steps)]
     made.StartTrim, made.StopTrim = 1, len(plan.times)
-    if len(steps) and steps.mean() > 0:
-        rate = max(1, round(1000 / float(steps.mean())))
+    if steps and sum(steps) > 0:
+        rate = max(1, round(1000 * len(steps) / sum(steps)))
         made.CineRate = made.RecommendedDisplayFrameRate = rate
 
 
@@ -200,8 +203,8 @@ def _write_encapsulated(plan: _Plan, frames: Frames, write: Callable[[bytes], ob
     write(b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff")
     table = b""
     if all(plan.lengths):
-        ends = np.cumsum([8 + length + length % 2 for length in plan.lengths])
-        table = np.concatenate(([0], ends[:-1])).astype("<u4").tobytes()
+        ends = itertools.accumulate((8 + length + length % 2 for length in plan.lengths[:-1]), initial=0)
+        table = struct.pack(f"<{len(plan.lengths)}I", *ends)
     write(_ITEM + struct.pack("<I", len(table)) + table)
     for frame in _taken(plan, frames):
         data = frame.data if frame.channels == plan.channels else _encoded(_pixels(frame, plan.channels))
@@ -218,6 +221,7 @@ def _taken(plan: _Plan, frames: Frames) -> Iterator[RingFrame]:
 
 def _pixels(frame: RingFrame, channels: int) -> npt.NDArray[np.uint8]:
     """A frame decoded, ``[rows, columns]`` or ``[rows, columns, 3]``; grey becomes RGB in a clip that turned to colour."""
+    import numpy as np
     from jpeg_ls import decode_buffer
 
     shape = (frame.rows, frame.columns, 3) if frame.channels == 3 else (frame.rows, frame.columns)
@@ -226,6 +230,7 @@ def _pixels(frame: RingFrame, channels: int) -> npt.NDArray[np.uint8]:
 
 
 def _encoded(pixels: npt.NDArray[np.uint8]) -> bytes:
+    import numpy as np
     from jpeg_ls import encode_array
 
     return bytes(encode_array(np.ascontiguousarray(pixels), interleave_mode=2))

@@ -6,32 +6,19 @@ probe touch, is the gain right); numbers are computed on the cut-out picture onl
 
 from __future__ import annotations
 
-from typing import Literal
-
 import cv2
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from appliance.capture.video_area import Quality, State
+
 Bytes = npt.NDArray[np.uint8]
 
-State = Literal["good", "frozen", "no-contact", "too-dark", "too-bright"]
 _SIDE = 160
 _LIT = 18  # grey level above a machine's black
 _FROZEN_NS = 1_200_000_000
 _SAME = 0.15  # mean grey levels between two frames: a codec's noise on a still picture
 _SMOOTHED = 0.7
-
-
-class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """``score`` 0 to 1 for the meter; shares of the picture: ``brightness`` (mean), ``white`` (saturated), ``deep`` (lit
-    below the first third of the depth)."""
-
-    state: State = "good"
-    score: float = 0.0
-    brightness: float = 0.0
-    white: float = 0.0
-    deep: float = 0.0
 
 
 class Meter:

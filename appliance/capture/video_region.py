@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import cv2
-import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from appliance.capture.video_area import COLOURED, FILLS, NO_PICTURE, STILL, Region
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -28,39 +29,14 @@ _SMALLEST, _LARGEST = 0.04, 0.93  # shares of the screen
 _SOLID = 0.8  # a sector or rectangle fills this share of its own hull
 _CHANGED_LEVELS, _CHANGED_SHARE = 40, 0.03
 
-STILL = "nothing on the screen moves: switch the probe on, end the machine's freeze"
-NO_PICTURE = "no ultrasound picture was found on the screen: show the live picture without menus over it"
-FILLS = "the moving picture fills the whole screen: confirm the area by hand, if no name stands in it"
-COLOURED = "the moving picture is coloured all over: this looks like a camera, not like ultrasound"
-REASONS = (STILL, NO_PICTURE, FILLS, COLOURED)
 
-
-class Region(msgspec.Struct, frozen=True, kw_only=True):
-    """The picture's outline on a screen of ``rows × columns``.
-
-    ``points``: the outline's corners, (x, y) in pixels. ``holes``: furniture inside it, each (top, left, bottom, right).
-    ``confirmed``: a person said so (or the configuration); otherwise it was found.
-    """
-
-    rows: int
-    columns: int
-    points: tuple[tuple[int, int], ...]
-    holes: tuple[tuple[int, int, int, int], ...] = ()
-    confirmed: bool = False
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Top, left, bottom, right of the outline; bottom and right are the first row and column beyond."""
-        xs, ys = zip(*self.points, strict=True)
-        return max(0, min(ys)), max(0, min(xs)), min(self.rows, max(ys) + 1), min(self.columns, max(xs) + 1)
-
-    def mask(self) -> Bytes:
-        """255 inside, 0 outside, for the whole screen."""
-        made = np.zeros((self.rows, self.columns), np.uint8)
-        cv2.fillPoly(made, [np.array(self.points, np.int32)], 255)
-        for top, left, bottom, right in self.holes:
-            made[top:bottom, left:right] = 0
-        return made
+def mask_of(region: Region) -> Bytes:
+    """255 inside, 0 outside, for the whole screen."""
+    made = np.zeros((region.rows, region.columns), np.uint8)
+    cv2.fillPoly(made, [np.array(region.points, np.int32)], 255)
+    for top, left, bottom, right in region.holes:
+        made[top:bottom, left:right] = 0
+    return made
 
 
 class Cutter:
@@ -70,7 +46,7 @@ class Cutter:
         self.region = region
         top, left, bottom, right = region.box
         self._window = np.s_[top:bottom, left:right]
-        self._mask = np.ascontiguousarray(region.mask()[self._window])
+        self._mask = np.ascontiguousarray(mask_of(region)[self._window])
         self._outside: Bytes | None = None
         self._reference: Bytes | None = None
 
@@ -87,7 +63,7 @@ class Cutter:
     def same_screen(self, small: Bytes) -> bool:
         """Whether the furniture of a reduced frame is that of the first one given: a menu or dialogue over it is not."""
         if self._outside is None:
-            grown = cv2.dilate(self.region.mask(), np.ones((9, 9), np.uint8))
+            grown = cv2.dilate(mask_of(self.region), np.ones((9, 9), np.uint8))
             self._outside = np.asarray(cv2.resize(grown, small.shape[1::-1], interpolation=cv2.INTER_AREA) == 0)
             self._reference = small.copy()
             return True
@@ -102,7 +78,7 @@ class Cutter:
 
 
 class Found(NamedTuple):
-    """A region, or the reason (one of ``REASONS``) why there is none."""
+    """A region, or the reason (one of ``video_area.REASONS``) why there is none."""
 
     region: Region | None
     reason: str = ""
@@ -115,16 +91,6 @@ def reduced(frame: npt.NDArray[Any]) -> Bytes:
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
     small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small, dtype=np.uint8)
-
-
-def rectangle(rows: int, columns: int, shares: tuple[float, float, float, float]) -> Region:
-    """A confirmed rectangle from shares of the screen (top, left, bottom, right), each 0 to 1."""
-    top, left, bottom, right = shares
-    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-        raise ValueError("a region's top must lie above its bottom and its left before its right, all from 0 to 1")
-    x0, y0 = round(left * columns), round(top * rows)
-    x1, y1 = max(x0, round(right * columns) - 1), max(y0, round(bottom * rows) - 1)
-    return Region(rows=rows, columns=columns, points=((x0, y0), (x1, y0), (x1, y1), (x0, y1)), confirmed=True)
 
 
 def find(frames: list[Bytes], rows: int, columns: int, colour: float = 0.0) -> Found:

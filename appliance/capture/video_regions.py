@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.capture.video_region import Region
+from appliance.capture.video_area import Region
 from appliance.store.files import Files, durable
 
 

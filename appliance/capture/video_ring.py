@@ -124,47 +124,44 @@ class RingWriter:
     def add(self, frame: RingFrame) -> None:
         """Write one frame; raises ``OSError`` as the disk does."""
         if self._file is not None and frame.t_ns - self._first >= self._segment_ns:
-            self._roll()
-        if self._file is None:
-            self._begin(frame.t_ns)
+            self._roll(self._file)
+        file = self._file or self._begin(frame.t_ns)
         plain = msgspec.msgpack.encode(frame)
         head = _START.pack(MAGIC, self._serial)
         sealed = self._cipher.encrypt(_NONCE.pack(frame.number, self._serial), plain, head)
         record = _LENGTH.pack(len(sealed)) + frame.number.to_bytes(8, "big") + sealed
-        assert self._file is not None
-        self._file.write(record)
+        file.write(record)
         self._size += len(record)
         self._last = frame.t_ns
         if any(not span.to_ns for span in self._pins) and time.monotonic() - self._synced >= self._sync_s:
-            self._sync()
+            self._sync(file)
 
     def flush(self) -> None:
         """Make durable what was written."""
         if self._file is not None:
-            self._sync()
+            self._sync(self._file)
 
     def close(self) -> None:
         """Make everything durable and close."""
         if self._file is not None:
-            self._roll()
+            self._roll(self._file)
 
-    def _begin(self, t_ns: int) -> None:
+    def _begin(self, t_ns: int) -> OpenFile:
         self._serial += 1
-        self._file = self._files.create(self._folder / f"{self._serial:08d}{SUFFIX}")
-        self._file.write(_START.pack(MAGIC, self._serial))
+        self._file = file = self._files.create(self._folder / f"{self._serial:08d}{SUFFIX}")
+        file.write(_START.pack(MAGIC, self._serial))
         self._files.sync_folder(self._folder)
         self._first = self._last = t_ns
         self._size = _START.size
+        return file
 
-    def _sync(self) -> None:
-        assert self._file is not None
-        self._file.sync()
+    def _sync(self, file: OpenFile) -> None:
+        file.sync()
         self._synced = time.monotonic()
 
-    def _roll(self) -> None:
-        assert self._file is not None
-        self._sync()
-        self._file.close()
+    def _roll(self, file: OpenFile) -> None:
+        self._sync(file)
+        file.close()
         self._file = None
         path = self._folder / f"{self._serial:08d}{SUFFIX}"
         self._closed.append(_Segment(path, self._first, self._last, self._size))

@@ -9,8 +9,7 @@ from typing import Literal
 
 from typing_extensions import Self
 
-from appliance.capture.video_quality import Quality
-from appliance.capture.video_region import Region
+from appliance.capture.video_area import Quality, Region
 from appliance.capture.video_takes import Take
 from appliance.records import Record
 

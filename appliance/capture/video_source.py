@@ -24,7 +24,22 @@ from appliance.capture import video_v4l2
 AUTO = "auto"
 _ADDRESS = re.compile(r"^(rtsp|rtsps|http|https|udp|tcp|rtmp|srt)://", re.IGNORECASE)
 _OPEN_MS, _READ_MS = 8000, 4000
-_LOSSLESS = {"FFV1", "HFYU", "YUYV", "YUY2", "UYVY", "NV12", "GREY", "Y800", "I420", "RGBA", "BGR3", "RGB3", "MPNG", "PNG "}
+_LOSSLESS = {
+    "FFV1",
+    "HFYU",
+    "YUYV",
+    "YUY2",
+    "UYVY",
+    "NV12",
+    "GREY",
+    "Y800",
+    "I420",
+    "RGBA",
+    "BGR3",
+    "RGB3",
+    "MPNG",
+    "PNG ",
+}
 _METHODS = {"MJPG": "ISO_10918_1", "JPEG": "ISO_10918_1", "H264": "ISO_14496_10", "AVC1": "ISO_14496_10"}
 _METHODS |= {"HEVC": "ISO_23008_2", "HVC1": "ISO_23008_2", "H265": "ISO_23008_2", "MPG2": "ISO_13818_2"}
 
@@ -69,7 +84,9 @@ class Source:
         ok, frame = self._capture.read()
         now = time.monotonic_ns()
         if not ok or frame is None:
-            raise SourceGone("the picture ended: check the plug and that the machine is on; it is opened again by itself")
+            raise SourceGone(
+                "the picture ended: check the plug and that the machine is on; it is opened again by itself"
+            )
         position = float(self._capture.get(cv2.CAP_PROP_POS_MSEC))
         if self._paced:
             now = self._wait(position)
