@@ -23,6 +23,7 @@ from appliance.capture import footprint
 from appliance.capture.dicom import DicomDoor
 from appliance.capture.folder import FolderDoor
 from appliance.capture.intake import Intake
+from appliance.capture.video import VideoDoor
 from appliance.config import Config
 from appliance.console.server import ConsoleError, ConsoleServer
 from appliance.health import notify
@@ -47,7 +48,7 @@ from appliance.sync.link import Link
 from appliance.sync.originals import MEMORY as ENCODER_MEMORY
 from appliance.sync.originals import EncodeSettings, Originals
 from appliance.sync.uplink import Uplink
-from appliance.view import bedside_view
+from appliance.view import attaching, bedside_view
 
 _log = structlog.get_logger(__name__)
 
@@ -110,6 +111,10 @@ class Daemon:
             self.doors["dicom"] = DicomDoor(config.dicom, self.intake)
         if config.folder.enabled:
             self.doors["folder"] = FolderDoor(config.folder, self.intake)
+        self.ultrasound = VideoDoor(config.ultrasound, self.intake) if config.ultrasound.enabled else None
+        if self.ultrasound is not None:
+            self.ultrasound.takes.attach = attaching(self.store, self.clock.now)
+            self.doors["ultrasound"] = self.ultrasound
         self.closed_doors: dict[str, str] = {}
         self.described = Described(serving=(), problems=())
         self._described_at = 0.0

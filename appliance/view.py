@@ -6,6 +6,7 @@ Wiring, like ``daemon``: a module of its own so that each stays short.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from appliance import __version__
@@ -13,11 +14,14 @@ from appliance.capture.add import SOURCE
 from appliance.capture.facts import FileReader
 from appliance.capture.header import NotDicom
 from appliance.capture.intake import Facts, IntakeError
+from appliance.capture.video_takes import Also, Attach, Whose
+from appliance.console.binding import Who, held
 from appliance.console.context import Context, Door, Serving, StatusView, Upload
 from appliance.pipeline import report_again
-from appliance.records import Modality, Patient
+from appliance.records import Modality, Moment, Patient
 from appliance.store import audit, usage
 from appliance.store.captures import Kept
+from appliance.store.store import Store
 
 if TYPE_CHECKING:
     from appliance.daemon import Daemon
@@ -34,10 +38,21 @@ def bedside_view(daemon: Daemon) -> Context:
         add=lambda upload: _add(daemon, upload),
         note_agreement=lambda capture_id, agree: _note(daemon, capture_id, agree=agree),
         agreement=lambda capture_id: _agreement(daemon, capture_id),
+        ultrasound=daemon.ultrasound,
         report_again=lambda tx, one: report_again(daemon.store, tx, daemon.address.key, one, daemon.hide),
         wake=daemon.wake_link,
         device=daemon.address.key,
     )
+
+
+def attaching(store: Store, now: Callable[[], Moment]) -> Attach:
+    """How a freeze or clip becomes attached when it is kept: by the word with which it began, if that still holds."""
+
+    def attach(whose: Whose) -> Also | None:
+        found = held(store, Who(id=whose.by, session=whose.session), whose.ticket, now)
+        return None if found is None else found.attach
+
+    return attach
 
 
 def _status(daemon: Daemon) -> StatusView:
@@ -83,6 +98,7 @@ def _door(daemon: Daemon, name: str) -> Door:
     words = {
         "dicom": f"listening on {config.dicom.address}:{config.dicom.port} as {config.dicom.ae_title}",
         "folder": "watching its folder",
+        "ultrasound": "live, while somebody looks",
         "console": f"this page, on port {config.console.port}",
     }
     return Door(name=name, state=closed or words[name], open=closed is None)
