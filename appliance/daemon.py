@@ -23,6 +23,7 @@ from appliance.capture import footprint
 from appliance.capture.dicom import DicomDoor
 from appliance.capture.folder import FolderDoor
 from appliance.capture.intake import Intake
+from appliance.capture.stethoscope import Stethoscope
 from appliance.capture.video import VideoDoor
 from appliance.config import Config
 from appliance.console.server import ConsoleError, ConsoleServer
@@ -37,8 +38,11 @@ from appliance.pipeline import Hide, Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status
 from appliance.protocol.topics import Address
 from appliance.reading.ahead import LookAhead
+from appliance.reading.listening import listener
 from appliance.reading.requests import Described, ReadRequest, ReadSettings
 from appliance.store import notes
+from appliance.reading.stream import PreviewSound
+from appliance.records import Modality
 from appliance.store.errors import StoreError
 from appliance.store.retention import Retention
 from appliance.store.store import Store
@@ -115,6 +119,9 @@ class Daemon:
         if self.ultrasound is not None:
             self.ultrasound.takes.attach = attaching(self.store, self.clock.now)
             self.doors["ultrasound"] = self.ultrasound
+        self.stethoscope = self._stethoscope() if config.stethoscope.enabled else None
+        if self.stethoscope is not None:
+            self.doors["stethoscope"] = self.stethoscope
         self.closed_doors: dict[str, str] = {}
         self.described = Described(serving=(), problems=())
         self._described_at = 0.0
@@ -219,6 +226,8 @@ class Daemon:
             self._open(name)
         if self.worker.alive and time.monotonic() - self._described_at > _DESCRIBE_EVERY:
             self._describe()
+        if self.stethoscope is not None:
+            self.stethoscope.tend()
         error = kernel_synchronised()
         if error is not None and error < _TIME_UNCERTAINTY:
             self.clock.anchor(time.time(), error)
@@ -249,6 +258,18 @@ class Daemon:
                         say_serving(self.store.folder, self.described)
 
         result.add_done_callback(done)
+
+    def _stethoscope(self) -> Stethoscope:
+        def preview(modality: Modality, rate_hz: int, age: float | None) -> PreviewSound:
+            return PreviewSound(self.worker, modality, rate_hz=rate_hz, age_years=age)
+
+        return Stethoscope(
+            self.config.stethoscope,
+            self.intake,
+            listener,
+            preview=preview,
+            attach=attaching(self.store, self.clock.now),
+        )
 
     def _stages(self) -> dict[str, Callable[[], tuple[int, bool]]]:
         stages: dict[str, Callable[[], tuple[int, bool]]] = {

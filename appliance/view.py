@@ -39,6 +39,7 @@ def bedside_view(daemon: Daemon) -> Context:
         note_agreement=lambda capture_id, agree: _note(daemon, capture_id, agree=agree),
         agreement=lambda capture_id: _agreement(daemon, capture_id),
         ultrasound=daemon.ultrasound,
+        stethoscope=daemon.stethoscope,
         report_again=lambda tx, one: report_again(daemon.store, tx, daemon.address.key, one, daemon.hide),
         wake=daemon.wake_link,
         device=daemon.address.key,
@@ -98,6 +99,7 @@ def _door(daemon: Daemon, name: str) -> Door:
     words = {
         "dicom": f"listening on {config.dicom.address}:{config.dicom.port} as {config.dicom.ae_title}",
         "folder": "watching its folder",
+        "stethoscope": "recorded from the console",
         "ultrasound": "live, while somebody looks",
         "console": f"this page, on port {config.console.port}",
     }

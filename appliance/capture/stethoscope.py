@@ -122,7 +122,7 @@ class Stethoscope:
         with self._lock:
             return self._live
 
-    def start(self, place: str, whose: Whose | None = None) -> None:
+    def begin(self, place: str, whose: Whose | None = None) -> None:
         """Begin to record at a place of ``PLACES``; a stopped recording that waits is kept first.
 
         Raises ``Busy`` while one is going on, and ``IntakeError`` when it could not be kept.
@@ -148,7 +148,7 @@ class Stethoscope:
             )
             self._thread.start()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """End the recording; what is on its way is still taken. Nothing happens when there is none."""
         self._end("hand")
 
@@ -196,8 +196,13 @@ class Stethoscope:
                     self._live = msgspec.structs.replace(live, problem=str(error), remedy="")
                     self._stopped_at = self._clock()
 
-    def close(self) -> None:
-        """End what goes on; it stays in the spool and is kept at the next start."""
+    def start(self) -> None:
+        """Open the way in: what was left in the spool is kept first."""
+        for capture_id in self.recover():
+            _log.info("kept a recording that was not finished", capture=capture_id)
+
+    def stop(self) -> None:
+        """Close the way in: what goes on ends and stays in the spool, and is kept at the next start."""
         self._end("hand")
         thread = self._thread
         if thread is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from appliance.capture.stethoscope import Stethoscope
 from appliance.capture.video import VideoDoor
 from appliance.records import Modality, Record
 from appliance.store.captures import Kept
@@ -96,7 +97,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     ``report_again``: called in the transaction that says whose a capture is, so that the hub learns it (see ``binding``).
     ``wake``: called after it: there is something to send.
     ``device``: ``site/name``, the issuer of the numbers that this box gives to patients who have none.
-    ``ultrasound``: live video, ``None`` where it is not offered.
+    ``ultrasound``: live video, ``None`` where it is not offered. ``stethoscope``: likewise.
     """
 
     store: Store
@@ -106,6 +107,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     note_agreement: Callable[[str, bool], None]
     agreement: Callable[[str], bool | None] = lambda _: None
     ultrasound: VideoDoor | None = None
+    stethoscope: Stethoscope | None = None
     report_again: Callable[[Transaction, str], None] = lambda _tx, _capture_id: None
     wake: Callable[[], None] = lambda: None
     device: str = "site-1/box-1"

@@ -152,7 +152,7 @@ def test_a_stethoscope_pulled_out_while_recording_is_kept_and_plugged_in_again_r
     stethoscope = Stethoscope(config, Intake(store, "site/box"), listener)
     heart = np.rint(sounds.heart(12.0, RATE)[0] * 32767).astype("<i2")
     try:
-        stethoscope.start("mitral")
+        stethoscope.begin("mitral")
         until(stethoscope, "recording")
         player = device.play(heart.tobytes())
         deadline = time.monotonic() + 20
@@ -171,9 +171,9 @@ def test_a_stethoscope_pulled_out_while_recording_is_kept_and_plugged_in_again_r
         assert rate == RATE
         assert samples.size >= 3.0 * RATE
         device.plug_in()
-        stethoscope.start("aortic")
+        stethoscope.begin("aortic")
         until(stethoscope, "recording")
-        stethoscope.stop()
+        stethoscope.end()
     finally:
-        stethoscope.close()
+        stethoscope.stop()
         store.close()

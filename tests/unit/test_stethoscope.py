@@ -63,7 +63,7 @@ class Bench:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self.stethoscope.close()
+            self.stethoscope.stop()
             self.store.close()
 
     def until(self, *phases: str) -> Live:
@@ -96,9 +96,9 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 def test_what_is_kept_is_what_the_card_gave_bit_for_bit(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND)
     bench = make(source)
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     live = bench.until("stopped")
     kept = bench.stethoscope.keep(live.recording)
     capture = bench.captures()[0]
@@ -112,7 +112,7 @@ def test_what_is_kept_is_what_the_card_gave_bit_for_bit(make: Callable[..., Benc
 def test_a_power_cut_while_recording_keeps_what_was_on_the_disk(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND, waits=90)
     bench = make(source)
-    bench.stethoscope.start("aortic", Whose(patient=Patient(id="P1"), encounter_id="E1"))
+    bench.stethoscope.begin("aortic", Whose(patient=Patient(id="P1"), encounter_id="E1"))
     assert source.reached.wait(10)
     cut = bench.stethoscope.spool.names()[0]
     left = (bench.folder / "spool" / f"{cut}.spool").read_bytes()
@@ -140,9 +140,9 @@ def test_a_recording_goes_to_whom_it_was_confirmed_for_or_to_nobody(make: Callab
 
     bench.stethoscope._attach = attach
     whose = Whose(patient=Patient(id="P1"), encounter_id="E1", ticket="T", by="nurse", session="S")
-    bench.stethoscope.start("mitral", whose)
+    bench.stethoscope.begin("mitral", whose)
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     kept = bench.stethoscope.keep(bench.until("stopped").recording)
     capture = bench.captures()[0]
     assert judged == [whose]
@@ -153,9 +153,9 @@ def test_a_recording_goes_to_whom_it_was_confirmed_for_or_to_nobody(make: Callab
 def test_a_cut_between_the_vault_and_the_end_of_the_spool_makes_one_capture(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:40000])
     bench = make(source)
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     live = bench.until("stopped")
     path = bench.folder / "spool" / f"{live.recording}.spool"
     left = path.read_bytes()
@@ -168,7 +168,7 @@ def test_a_cut_between_the_vault_and_the_end_of_the_spool_makes_one_capture(make
 
 def test_a_stethoscope_pulled_out_leaves_what_was_recorded_and_says_why(make: Callable[..., Bench]) -> None:
     bench = make(PlayedSource(HEART_SOUND[:20000], failure=UNPLUGGED))
-    bench.stethoscope.start("tricuspid")
+    bench.stethoscope.begin("tricuspid")
     live = bench.until("stopped")
     assert (live.why, live.problem, live.remedy) == ("device", UNPLUGGED.what, UNPLUGGED.remedy)
     bench.stethoscope.keep(live.recording)
@@ -178,7 +178,7 @@ def test_a_stethoscope_pulled_out_leaves_what_was_recorded_and_says_why(make: Ca
 
 def test_no_stethoscope_at_all_is_said_with_what_to_do(make: Callable[..., Bench]) -> None:
     bench = make(PlayedSource(np.zeros(0, np.int32), failure=UNPLUGGED))
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     live = bench.until("idle")
     assert live.problem == UNPLUGGED.what
     assert bench.stethoscope.spool.names() == []
@@ -187,9 +187,9 @@ def test_no_stethoscope_at_all_is_said_with_what_to_do(make: Callable[..., Bench
 def test_lost_samples_are_counted_in_the_record_and_filled_with_silence(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:20000], gaps={10: 600}, overflows=3)
     bench = make(source)
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     live = bench.until("stopped")
     assert (live.overflows, live.lost_s) == (3, 0.15)
     bench.stethoscope.keep(live.recording)
@@ -205,7 +205,7 @@ def test_lost_samples_are_counted_in_the_record_and_filled_with_silence(make: Ca
 
 def test_it_stops_by_itself_when_enough_clean_beats_are_in(make: Callable[..., Bench]) -> None:
     bench = make(PlayedSource(int32(sounds.heart(30.0, 4000)[0])), listener)
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     live = bench.until("stopped")
     assert live.why == "enough"
     assert live.heard.clean >= 12
@@ -215,9 +215,9 @@ def test_it_stops_by_itself_when_enough_clean_beats_are_in(make: Callable[..., B
 def test_a_discarded_recording_is_gone_and_stands_in_the_audit_log(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:8000])
     bench = make(source)
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     live = bench.until("stopped")
     bench.stethoscope.discard(live.recording)
     assert bench.stethoscope.spool.names() == []
@@ -229,11 +229,11 @@ def test_a_discarded_recording_is_gone_and_stands_in_the_audit_log(make: Callabl
 def test_an_old_page_can_neither_keep_nor_discard_the_present_recording(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:8000])
     bench = make(source)
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     with pytest.raises(Busy):
-        bench.stethoscope.start("aortic")
+        bench.stethoscope.begin("aortic")
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     live = bench.until("stopped")
     for call in (bench.stethoscope.keep, bench.stethoscope.discard):
         with pytest.raises(Busy, match="look at the page again"):
@@ -244,9 +244,9 @@ def test_an_old_page_can_neither_keep_nor_discard_the_present_recording(make: Ca
 def test_what_nobody_decides_about_is_kept(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:8000])
     bench = make(source)
-    bench.stethoscope.start("mitral", Whose(patient=Patient(id="P7"), encounter_id="E7"))
+    bench.stethoscope.begin("mitral", Whose(patient=Patient(id="P7"), encounter_id="E7"))
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     bench.until("stopped")
     bench.stethoscope.tend()
     assert bench.captures() == []
@@ -258,11 +258,11 @@ def test_what_nobody_decides_about_is_kept(make: Callable[..., Bench]) -> None:
 def test_a_new_recording_keeps_the_one_before_first(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:8000])
     bench = make(source)
-    bench.stethoscope.start("mitral")
+    bench.stethoscope.begin("mitral")
     assert source.reached.wait(10)
-    bench.stethoscope.stop()
+    bench.stethoscope.end()
     bench.until("stopped")
-    bench.stethoscope.start("aortic")
+    bench.stethoscope.begin("aortic")
     assert [one.position for one in bench.captures()] == ["mitral"]
 
 
