@@ -52,6 +52,7 @@ class Downlink:
         self._clock = clock
         self._reply = reply
         self._arrived = arrived
+        self._heard = ""
         self.counts: Counter[str] = Counter()
 
     def received(self, leaf: str, payload: bytes) -> None:
@@ -68,7 +69,8 @@ class Downlink:
             _log.warning("malformed message from the hub", leaf=leaf, error=str(error)[:200], size=len(payload))
 
     def _receipt(self, receipt: Receipt) -> None:
-        if receipt.time and receipt.uncertainty_s is not None:
+        if receipt.time > self._heard and receipt.uncertainty_s is not None:  # an old one said again tells no time
+            self._heard = receipt.time
             self._clock.anchor_text(receipt.time, receipt.uncertainty_s + _HUB_TIME_UNCERTAINTY)
         self.counts["receipts"] += len(receipt.items)
         delivered = self._uplink.receipts(receipt.items)
