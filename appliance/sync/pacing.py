@@ -4,7 +4,8 @@ What this module keeps true: whatever the link's speed, what is sent but not yet
 that a critical result never waits behind seconds of image (promise 4), and the link never runs dry while there is
 something to send. As BBR does (Cardwell, Cheng, Gunn, Yeganeh, Jacobson 2016), two things are measured: the rate at which
 acknowledgements come back when the window was in use, and the shortest way there and back. The window is what the link
-carries in that way and ``TARGET`` seconds more. The way is measured with nothing else in the line: when there was a
+carries in that way, a piece (which is acknowledged only whole), and ``TARGET`` seconds more: no more than keeps the line
+busy, because all of it is lost, and sent again, when the connection dies. The way is measured with nothing else in the line: when there was a
 pause, or, in a long backlog, by letting the line run empty every ``PROBE_EVERY`` seconds.
 """
 
@@ -13,11 +14,14 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-TARGET = 0.3
+TARGET = 0.03
 """Seconds of queue that the window causes."""
 
-PIECE = 0.4
-"""Seconds that one chunk may occupy the link."""
+GROWING = 0.3
+"""The same while the measured rate still grows, so that a fast line is found in seconds."""
+
+PIECE = 0.2
+"""Seconds that one chunk may occupy the link: what a cut destroys is half of it on average, and its header is 1/30."""
 
 PROBE_EVERY = 60.0
 """Seconds after which a measured way counts as old."""
@@ -27,6 +31,8 @@ _MINIMUM_WINDOW = 4096
 _FIRST_WINDOW = 32768
 _MAXIMUM_WINDOW = 4 << 20
 _RATE_SPAN = 5.0
+_GROWTH, _ROUNDS = 1.15, 3.0
+"""A rate that grew by this factor within so many round trips still grows."""
 _MAXIMUM_WAY = 5.0
 
 
@@ -46,7 +52,7 @@ class Pacing:
         self._maximum_chunk = maximum_chunk
         self._maximum_messages = maximum_messages
         self.window = float(_FIRST_WINDOW)
-        self.rate = 0.0
+        self.rate = self._grown_to = 0.0
         self.reset()
 
     def reset(self, maximum_messages: int | None = None) -> None:
@@ -61,6 +67,7 @@ class Pacing:
         self._shortest = (_MAXIMUM_WAY, 0)
         self._shortest_at: float | None = None
         self._emptying = False
+        self._grown_at = float("-inf")
 
     @property
     def flying(self) -> int:
@@ -99,12 +106,15 @@ class Pacing:
         self._bytes -= entry.size
         self._delivered += entry.size
         self._delivered_at = now
-        self._shortest = min(self._shortest, (max(now - entry.sent, 0.0), entry.size))
+        took = max(now - entry.sent, 0.0)
+        self._shortest = min(self._shortest, (took, entry.size))
         if self._shortest_at is not None and now - self._shortest_at > PROBE_EVERY:
             self._emptying = True
         if now > entry.delivered_at:
             self._measured((self._delivered - entry.delivered) / (now - entry.delivered_at), now, in_use=in_use)
-        self.window = min(max(self.rate * (self._way() + TARGET), _MINIMUM_WINDOW), _MAXIMUM_WINDOW)
+        ahead = TARGET if now > self._grown_at + _ROUNDS * took else GROWING
+        wanted = self.rate * (self._way() + ahead) + self.chunk
+        self.window = min(max(wanted, _MINIMUM_WINDOW), _MAXIMUM_WINDOW)
 
     def _way(self) -> float:
         """Seconds there and back, without the time that the message itself took to pass (but half of all, at least)."""
@@ -121,3 +131,7 @@ class Pacing:
         while now - self._rates[0][0] > _RATE_SPAN:
             self._rates.popleft()
         self.rate = self._rates[0][1]
+        if self.rate > _GROWTH * self._grown_to:
+            self._grown_to, self._grown_at = self.rate, now
+        elif self.rate < self._grown_to / _GROWTH:
+            self._grown_to = self.rate
