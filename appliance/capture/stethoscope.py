@@ -32,7 +32,7 @@ from appliance.capture.stethoscope_finish import (
     end_piece,
     finish,
 )
-from appliance.capture.stethoscope_messages import Counts, Failure, Wanted
+from appliance.capture.stethoscope_messages import Counts, Failure, Trouble, Wanted
 from appliance.capture.stethoscope_positions import PLACES, Place
 from appliance.capture.stethoscope_source import NoSound, ProcessSource, Source
 from appliance.capture.stethoscope_taking import Heard, Judge, Preview, Taking
@@ -73,6 +73,7 @@ class Live(Record, frozen=True, kw_only=True, omit_defaults=False):
     overflows: int = 0
     lost_s: float = 0.0
     why: Why = ""
+    trouble: Trouble | Literal[""] = ""
     problem: str = ""
     remedy: str = ""
     kept: str = ""
@@ -162,11 +163,11 @@ class Stethoscope:
             self._live = Live(kept=kept.capture_id, place=self._live.place)
             return kept
 
-    def discard(self, recording: str) -> None:
-        """Throw the stopped recording away: somebody said so. Raises ``Busy``."""
+    def discard(self, recording: str, by: str = "") -> None:
+        """Throw the stopped recording away: somebody (an id) said so. Raises ``Busy``."""
         with self._lock:
             self._need(recording)
-            self._intake.store.note("discarded", recording, f"{self._live.place} {self._live.seconds:.1f} s")
+            self._intake.store.note("discarded", recording, f"{self._live.place} {self._live.seconds:.1f} s by={by}")
             self.spool.remove(recording)
             self._live = Live(place=self._live.place)
 
@@ -229,10 +230,12 @@ class Stethoscope:
             judge = self._judge(place.modality, opened.rate_hz)
             Taking(source.blocks(), writer, opened.rate_hz, judge, preview, self._clock, self._show).run()
         except NoSound as error:
-            self._why, failure = "device", Failure(what=error.what, remedy=error.remedy)
+            self._why, failure = "device", error.failure
         except OSError as error:
             self._why = "disk"
-            failure = Failure(what=f"the disk did not take it ({error.strerror})", remedy="free space on the disk")
+            failure = Failure(
+                code="disk", what=f"the disk did not take it ({error.strerror})", remedy="free space on the disk"
+            )
         finally:
             counts = source.close()
         self._finished(writer, counts, failure)
@@ -244,7 +247,7 @@ class Stethoscope:
             except OSError as error:  # what was recorded is there; only the account of it is missing
                 _log.error("the end of a recording was not written", error=error.strerror)
             writer.close()
-        problem = {"problem": failure.what, "remedy": failure.remedy} if failure else {}
+        problem = {"trouble": failure.code, "problem": failure.what, "remedy": failure.remedy} if failure else {}
         with self._lock:
             self._source = None
             self._stopped_at = self._clock()

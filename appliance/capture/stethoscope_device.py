@@ -38,6 +38,7 @@ from appliance.capture.stethoscope_messages import (
     Failure,
     Input,
     Opened,
+    Trouble,
     Wanted,
 )
 from appliance.capture.stethoscope_ring import Ring
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> int:
             return 0
         return _record(sounddevice, msgspec.json.decode(arguments[1], type=Wanted))
     except OSError as error:
-        _fail(f"the sound library can't be used ({error})", "install libportaudio2, then try again")
+        _fail("library", f"the sound library can't be used ({error})", "install libportaudio2, then try again")
     except BrokenPipeError:
         pass
     return 1
@@ -117,15 +118,16 @@ def _record(sounddevice: Any, wanted: Wanted) -> int:
         if wanted.device and found:
             names = ", ".join(one.name for one in found)
             _fail(
+                "not-found",
                 f"no sound input is called {wanted.device!r}; there are: {names}",
                 "plug the stethoscope in, or name it in stethoscope.device (bedside devices lists them)",
             )
         else:
-            _fail("no stethoscope is connected", "plug it in, and try again")
+            _fail("none", "no stethoscope is connected", "plug it in, and try again")
         return 1
     rate = _rate(sounddevice, chosen, wanted.rate_hz)
     if not rate:
-        _fail(f"{chosen.name} takes no sample rate from 4 to 48 kHz", "set stethoscope.rate to one that it has")
+        _fail("rate", f"{chosen.name} takes no sample rate from 4 to 48 kHz", "set stethoscope.rate to one that it has")
         return 1
     ring = Ring(max(round(wanted.ring_s * rate), 4096))
 
@@ -145,13 +147,13 @@ def _record(sounddevice: Any, wanted: Wanted) -> int:
         )
         stream.start()
     except sounddevice.PortAudioError as error:
-        _fail(f"{chosen.name} can't be opened ({error})", "unplug it, plug it in again, and try again")
+        _fail("open", f"{chosen.name} can't be opened ({error})", "unplug it, plug it in again, and try again")
         return 1
     _tell(OPENED, _encode(Opened(device=chosen.name, rate_hz=rate)))
     gone = _pass_on(ring, rate)
     if gone:
         _finish(ring)
-        _fail(f"{chosen.name} stopped giving sound", "check its plug and its battery")
+        _fail("gone", f"{chosen.name} stopped giving sound", "check its plug and its battery")
         os._exit(1)  # closing a stream whose device is gone may never return
     stream.abort()
     _finish(ring)
@@ -198,8 +200,8 @@ def _rate(sounddevice: Any, chosen: Input, wanted: int) -> int:
     return 0
 
 
-def _fail(what: str, remedy: str) -> None:
-    _tell(FAILED, _encode(Failure(what=what, remedy=remedy)))
+def _fail(code: Trouble, what: str, remedy: str) -> None:
+    _tell(FAILED, _encode(Failure(code=code, what=what, remedy=remedy)))
 
 
 def _tell(kind: int, body: bytes) -> None:

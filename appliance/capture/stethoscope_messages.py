@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 OPENED, SAMPLES, GAP, END, FAILED, INPUTS = range(1, 7)
@@ -38,8 +40,12 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     lost: int = 0
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why nothing (more) can be recorded, and what to do."""
+Trouble = Literal["none", "not-found", "rate", "open", "gone", "library", "disk"]
 
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why nothing (more) can be recorded, and what to do; ``code`` is stable."""
+
+    code: Trouble
     what: str
     remedy: str

@@ -36,15 +36,17 @@ _OPEN_S = 15.0
 _STALLED_S = 8.0
 _END_S = 3.0
 _LONGEST_MESSAGE = 1 << 24
-_AGAIN = Failure(what="the sound library ended unexpectedly", remedy="try again; if it stays, run bedside doctor")
+_AGAIN = Failure(
+    code="library", what="the sound library ended unexpectedly", remedy="try again; if it stays, run bedside doctor"
+)
 
 
 class NoSound(Exception):  # noqa: N818 - the condition's name
-    """There is nothing to record from, or no more; ``what`` and ``remedy`` are for people."""
+    """There is nothing to record from, or no more; ``failure`` says why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.what}; {failure.remedy}")
-        self.what, self.remedy = failure.what, failure.remedy
+        self.failure = failure
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -107,7 +109,11 @@ class ProcessSource:
             elif kind:
                 raise NoSound(_failure(kind, body))
             elif time.monotonic() - heard > _STALLED_S:
-                raise NoSound(Failure(what="the sound library hangs", remedy="unplug the stethoscope, then try again"))
+                raise NoSound(
+                    Failure(
+                        code="library", what="the sound library hangs", remedy="unplug the stethoscope, then try again"
+                    )
+                )
             else:
                 yield None
 
@@ -145,7 +151,9 @@ def sound_inputs() -> tuple[Input, ...]:
     try:
         out, _ = process.communicate(timeout=_OPEN_S)
     except subprocess.TimeoutExpired as error:
-        raise NoSound(Failure(what="the sound library hangs", remedy="unplug sound devices, then try again")) from error
+        raise NoSound(
+            Failure(code="library", what="the sound library hangs", remedy="unplug sound devices, then try again")
+        ) from error
     finally:
         _end(process)
     if len(out) < 5:
@@ -163,7 +171,9 @@ def _start(*arguments: str) -> subprocess.Popen[bytes]:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, close_fds=True
         )
     except OSError as error:
-        raise NoSound(Failure(what=f"the recorder can't be started ({error.strerror})", remedy="try again")) from error
+        raise NoSound(
+            Failure(code="library", what=f"the recorder can't be started ({error.strerror})", remedy="try again")
+        ) from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -164,6 +164,7 @@ def test_a_stethoscope_pulled_out_while_recording_is_kept_and_plugged_in_again_r
         player.wait()
         live = until(stethoscope, "stopped")
         assert live.why == "device"
+        assert live.trouble == "gone"
         assert live.problem
         assert live.remedy
         kept = stethoscope.keep(live.recording)

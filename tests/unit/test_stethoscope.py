@@ -30,7 +30,9 @@ from tests.simulated_stethoscope import PlayedSource, int32
 from tools.simulate import sounds
 
 HEART_SOUND = int32(sounds.heart(20.0, 4000)[0])
-UNPLUGGED = Failure(what="Simulated stethoscope stopped giving sound", remedy="check its plug and its battery")
+UNPLUGGED = Failure(
+    code="gone", what="Simulated stethoscope stopped giving sound", remedy="check its plug and its battery"
+)
 
 
 class _Deaf:
@@ -170,7 +172,7 @@ def test_a_stethoscope_pulled_out_leaves_what_was_recorded_and_says_why(make: Ca
     bench = make(PlayedSource(HEART_SOUND[:20000], failure=UNPLUGGED))
     bench.stethoscope.begin("tricuspid")
     live = bench.until("stopped")
-    assert (live.why, live.problem, live.remedy) == ("device", UNPLUGGED.what, UNPLUGGED.remedy)
+    assert (live.why, live.trouble, live.remedy) == ("device", "gone", UNPLUGGED.remedy)
     bench.stethoscope.keep(live.recording)
     assert bench.samples(bench.captures()[0]).size == 20000
     assert "ended because the stethoscope was lost" in bench.captures()[0].description
