@@ -15,7 +15,7 @@ from appliance.capture.facts import FileReader
 from appliance.capture.header import NotDicom
 from appliance.capture.intake import Facts, IntakeError
 from appliance.capture.video_takes import Also, Attach, Whose
-from appliance.console.binding import Who, held
+from appliance.console.binding import Held, Who, compare, held
 from appliance.console.context import Context, Door, Serving, StatusView, Upload
 from appliance.pipeline import report_again
 from appliance.records import Modality, Moment, Patient
@@ -36,7 +36,7 @@ def bedside_view(daemon: Daemon) -> Context:
         status=lambda: _status(daemon),
         preview=lambda capture_id: _preview(daemon, capture_id),
         add=lambda upload: _add(daemon, upload),
-        note_agreement=lambda capture_id, agree: _note(daemon, capture_id, agree=agree),
+        note_agreement=lambda capture_id, agree, by: _note(daemon, capture_id, by, agree=agree),
         agreement=lambda capture_id: _agreement(daemon, capture_id),
         ultrasound=daemon.ultrasound,
         stethoscope=daemon.stethoscope,
@@ -98,6 +98,7 @@ def _door(daemon: Daemon, name: str) -> Door:
     config = daemon.config
     words = {
         "dicom": f"listening on {config.dicom.address}:{config.dicom.port} as {config.dicom.ae_title}",
+        "worklist": f"asking {config.worklist.host}:{config.worklist.port} every {config.worklist.refresh:g} s",
         "folder": "watching its folder",
         "stethoscope": "recorded from the console",
         "ultrasound": "live, while somebody looks",
@@ -120,9 +121,22 @@ def _add(daemon: Daemon, upload: Upload) -> Kept:
         facts = reader.finish()
     except NotDicom as error:
         raise IntakeError(str(error)) from error
+    sure = upload.held
+    if sure is not None and any(one.agrees is False for one in compare(sure.visit.known, facts.patient)):
+        sure = None  # the file names somebody else: a person has to look at both
     with daemon.intake.open() as incoming:
         incoming.write(upload.data)
-        return incoming.keep(_completed(facts, upload))
+        if sure is None:
+            return incoming.keep(_completed(facts, upload))
+        return incoming.keep(_of_visit(facts, upload, sure), sure.attach)
+
+
+def _of_visit(facts: Facts, upload: Upload, sure: Held) -> Facts:
+    """What was taken within a visit is of its patient; a DICOM file keeps what it says, beside that."""
+    given = _completed(facts, upload)
+    fields = {name: getattr(given, name) for name in given.__struct_fields__}
+    patient = facts.patient if facts.patient != Patient() else sure.patient
+    return Facts(**{**fields, "patient": patient, "encounter_id": sure.visit.id})
 
 
 def _completed(facts: Facts, upload: Upload) -> Facts:
@@ -143,9 +157,9 @@ def _completed(facts: Facts, upload: Upload) -> Facts:
     return Facts(**{**fields, **changes})
 
 
-def _note(daemon: Daemon, capture_id: str, *, agree: bool) -> None:
+def _note(daemon: Daemon, capture_id: str, by: str, *, agree: bool) -> None:
     moment = daemon.clock.now()
-    detail = "agree" if agree else "disagree"
+    detail = f"{'agree' if agree else 'disagree'} by={by}"
     daemon.store.journal.write(lambda tx: audit.append(tx, moment, _AGREED, capture_id, detail))
 
 
@@ -153,4 +167,4 @@ def _agreement(daemon: Daemon, capture_id: str) -> bool | None:
     row = daemon.store.journal.one(
         "SELECT detail FROM audit WHERE event = ? AND subject = ? ORDER BY sequence DESC LIMIT 1", _AGREED, capture_id
     )
-    return None if row is None else row["detail"] == "agree"
+    return None if row is None else row["detail"].split()[0] == "agree"

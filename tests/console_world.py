@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
+from argon2 import PasswordHasher
 
 from appliance.capture.facts import media_type_of
 from appliance.capture.intake import Facts, Intake, IntakeError
@@ -20,9 +22,12 @@ from appliance.protocol.messages import Command, ReviewMessage, make_id
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Code, Engine, Finding, Modality, Patient, Reading, Refusal, Triage
 from appliance.store.captures import Kept
 from appliance.store.outbox import Priority
+from appliance.store.people import People
 from appliance.store.store import Store
 
 ENGINE = Engine(engine="onnxruntime", provider="CPUExecutionProvider", device="x86", precision="int8", golden="passed")
+QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+"""argon2id too, at a cost that tests can bear."""
 WALL = "2026-03-01T10:00:00.000Z"
 
 
@@ -53,9 +58,9 @@ def finding(label: str, probability: float, **rest: Any) -> Finding:
 
 
 class World:
-    """A box in ``folder`` with its console on a free port."""
+    """A box in ``folder`` with its console on a free port; ``console``: its configuration, else without sign-in."""
 
-    def __init__(self, folder: Path, upload_limit: int = UPLOAD_LIMIT) -> None:
+    def __init__(self, folder: Path, upload_limit: int = UPLOAD_LIMIT, **console: Any) -> None:
         self.clock = Clock()
         self.store = Store(StorageConfig(state=str(folder / "state"), refuse_below=16, reserve=4), self.clock.now)
         self.intake = Intake(self.store, "site-1/box-1")
@@ -88,7 +93,9 @@ class World:
             note_agreement=self._note,
             agreement=self.agreements.get,
         )
-        self.server = ConsoleServer(ConsoleConfig(port=0), self.context, upload_limit=upload_limit)
+        self.store.people = People(self.store.journal, self.store.key, QUICK)
+        config = ConsoleConfig(**{"port": 0, "sign_in": "off", **console})
+        self.server = ConsoleServer(config, self.context, upload_limit=upload_limit)
         self.server.start()
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.client = httpx.Client(base_url=self.url, headers={"accept-language": "en"})
@@ -174,7 +181,10 @@ class World:
         modality = upload.modality or Modality.OTHER
         with self.intake.open() as incoming:
             incoming.write(upload.data)
-            return incoming.keep(Facts(modality=modality, media_type=media_type, source="console", patient=patient))
+            facts = Facts(modality=modality, media_type=media_type, source="console", patient=patient)
+            if upload.held is None:
+                return incoming.keep(facts)
+            return incoming.keep(msgspec.structs.replace(facts, patient=upload.held.patient), upload.held.attach)
 
-    def _note(self, capture_id: str, agree: bool) -> None:
+    def _note(self, capture_id: str, agree: bool, _by: str) -> None:
         self.agreements[capture_id] = agree

@@ -5,6 +5,8 @@ What this module keeps true: a route exists only with its description, and nothi
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, cast
 
@@ -12,11 +14,12 @@ import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from appliance.capture.intake import IntakeError, StoreFull
-from appliance.console import serve
-from appliance.console.context import StatusView
+from appliance.console import binding, serve
+from appliance.console.binding import Who
+from appliance.console.context import StatusView, Upload
+from appliance.console.gate import Guarded, who_asks
 from appliance.console.handed import Unclear, upload_of
 from appliance.console.lines import Line
 from appliance.console.overlay import overlay_png
@@ -25,7 +28,9 @@ from appliance.console.words import N_
 from appliance.protocol.messages import ReviewMessage
 from appliance.records import Capture, Reading, Record
 from appliance.store.captures import Kept
+from appliance.store.people import Role
 
+NURSE = Role.NURSE
 LIMIT, MOST = 50, 500
 
 
@@ -60,7 +65,7 @@ class HandedIn(Record, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class ApiRoute(NamedTuple):
-    """A route and its description. ``gives``: a record, or a media type for bytes."""
+    """A route and its description. ``gives``: a record, or a media type for bytes; ``role``: who may, nobody if not said."""
 
     path: str
     method: str
@@ -70,6 +75,7 @@ class ApiRoute(NamedTuple):
     status: int = 200
     takes: Any = None
     query: tuple[tuple[str, dict[str, Any], str], ...] = ()
+    role: Role | str = ""
 
 
 def status(site: Site, _request: Request) -> Response:
@@ -150,43 +156,70 @@ async def agree(site: Site, request: Request) -> Response:
     except msgspec.DecodeError:
         what = N_("This is not an answer that can be noted.")
         return site.problem(request, 422, what, 'Send {"agree": true} or {"agree": false}.')
-    await run_in_threadpool(note, site, request.path_params["id"], agree=said.agree)
+    await run_in_threadpool(note, site, request.path_params["id"], who_asks(request), agree=said.agree)
     return as_json(said)
 
 
-def openapi(_site: Site, _request: Request) -> Response:
-    """This description."""
-    return as_json(document())
-
-
 ROUTES: tuple[ApiRoute, ...] = (
-    ApiRoute("/api/status", "GET", "How the box is: link, storage, clock, models, doors", StatusView, status),
+    ApiRoute(
+        "/api/status", "GET", "How the box is: link, storage, clock, models, doors", StatusView, status, role=NURSE
+    ),
     ApiRoute(
         "/api/captures",
         "GET",
         "The newest captures, newest first",
         CaptureList,
         captures,
+        role=NURSE,
         query=(("limit", {"type": "integer", "minimum": 1, "maximum": MOST, "default": LIMIT}, "How many"),),
     ),
-    ApiRoute("/api/captures", "POST", "Keep a file; durable when answered", HandedIn, hand_in, 201, "multipart"),
-    ApiRoute("/api/captures/{id}", "GET", "One capture with its reading and reviews", CaptureDetail, capture),
-    ApiRoute("/api/captures/{id}/preview", "GET", "A picture (or small sound) of it", "image/*", preview),
-    ApiRoute("/api/captures/{id}/overlay", "GET", "The activation map, to lay over the preview", "image/png", overlay),
-    ApiRoute("/api/captures/{id}/sound", "GET", "The recording as WAV, as browsers play it", "audio/wav", sound),
-    ApiRoute("/api/captures/{id}/original", "GET", "The file as it came; ranges are answered", "*/*", original),
-    ApiRoute("/api/captures/{id}/agreement", "POST", "Agree or not with the reading", Agreement, agree, 200, Agreement),
-    ApiRoute("/api/openapi.json", "GET", "This description", "application/json", openapi),
+    ApiRoute(
+        "/api/captures", "POST", "Keep a file; durable when answered", HandedIn, hand_in, 201, "multipart", role=NURSE
+    ),
+    ApiRoute(
+        "/api/captures/{id}", "GET", "One capture with its reading and reviews", CaptureDetail, capture, role=NURSE
+    ),
+    ApiRoute("/api/captures/{id}/preview", "GET", "A picture (or small sound) of it", "image/*", preview, role=NURSE),
+    ApiRoute(
+        "/api/captures/{id}/overlay",
+        "GET",
+        "The activation map, to lay over the preview",
+        "image/png",
+        overlay,
+        role=NURSE,
+    ),
+    ApiRoute(
+        "/api/captures/{id}/sound", "GET", "The recording as WAV, as browsers play it", "audio/wav", sound, role=NURSE
+    ),
+    ApiRoute(
+        "/api/captures/{id}/original", "GET", "The file as it came; ranges are answered", "*/*", original, role=NURSE
+    ),
+    ApiRoute(
+        "/api/captures/{id}/agreement",
+        "POST",
+        "Agree or not with the reading",
+        Agreement,
+        agree,
+        200,
+        Agreement,
+        role=NURSE,
+    ),
 )
 
 
-def routes(site: Site) -> list[Route]:
-    """The table as Starlette's routes."""
-    return [Route(one.path, _endpoint(site, one), methods=[one.method]) for one in ROUTES]
+def routes(site: Site, table: tuple[ApiRoute, ...]) -> list[Guarded]:
+    """The table as Starlette's routes, with the description of it all."""
+
+    def openapi(_site: Site, _request: Request) -> Response:
+        return as_json(document(table))
+
+    described = ApiRoute("/api/openapi.json", "GET", "This description", "application/json", openapi, role=NURSE)
+    table = (*table, described)
+    return [Guarded(one.path, _endpoint(site, one), role=one.role, method=one.method) for one in table]
 
 
 def _endpoint(site: Site, route: ApiRoute) -> Callable[[Request], Awaitable[Response]]:
-    if route.method == "POST":
+    if inspect.iscoroutinefunction(route.call):
         called = cast("Callable[[Site, Request], Awaitable[Response]]", route.call)
 
         async def write(request: Request) -> Response:
@@ -207,7 +240,7 @@ async def keep(site: Site, request: Request) -> Kept | Response:
         what = N_("Other files are being handed in just now.")
         return site.problem(request, 503, what, N_("Nothing was saved. Try again in a moment."))
     try:
-        return await run_in_threadpool(site.context.add, await upload_of(request))
+        return await run_in_threadpool(_add, site, who_asks(request), await upload_of(request))
     except Unclear as error:
         return site.problem(request, 422, str(error), N_("Nothing was saved."))
     except StoreFull as error:
@@ -218,9 +251,18 @@ async def keep(site: Site, request: Request) -> Kept | Response:
         site.handing_in.release()
 
 
-def note(site: Site, capture_id: str, *, agree: bool) -> None:
+def _add(site: Site, who: Who, upload: Upload) -> Kept:
+    """Keep a file; within the visit of its ticket, when it has a good one."""
+    store = site.context.store
+    held = binding.held(store, who, upload.ticket, store.now) if upload.ticket else None
+    kept = site.context.add(msgspec.structs.replace(upload, held=held))
+    site.context.wake()
+    return kept
+
+
+def note(site: Site, capture_id: str, who: Who, *, agree: bool) -> None:
     """Note the agreement with a capture that is here."""
-    site.context.note_agreement(site.whole(capture_id).line.id, agree)
+    site.context.note_agreement(site.whole(capture_id).line.id, agree, who.id)
 
 
 def count(text: str) -> int:
@@ -228,13 +270,13 @@ def count(text: str) -> int:
     return min(max(int(text), 1), MOST) if text.isdecimal() and len(text) < 6 else LIMIT
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI 3.1 description of ``ROUTES``."""
-    kinds = [Problem, *(kind for one in ROUTES for kind in (one.gives, one.takes) if isinstance(kind, type))]
+def document(table: tuple[ApiRoute, ...]) -> dict[str, Any]:
+    """The OpenAPI 3.1 description of a table of routes."""
+    kinds = [Problem, *(kind for one in table for kind in (one.gives, one.takes) if isinstance(kind, type))]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     known = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for one in ROUTES:
+    for one in table:
         paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, known)
     return {
         "openapi": "3.1.0",
@@ -263,9 +305,9 @@ def _operation(route: ApiRoute, known: dict[Any, Any]) -> dict[str, Any]:
         ],
         "responses": {str(route.status): {"description": route.summary, "content": given}, "default": problem},
     }
-    if "{id}" in route.path:
+    for name in re.findall(r"{(\w+)}", route.path):
         schema = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
-        operation["parameters"].append({"name": "id", "in": "path", "required": True, "schema": schema})
+        operation["parameters"].append({"name": name, "in": "path", "required": True, "schema": schema})
     if route.takes == "multipart":
         operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _form()}}}
     elif route.takes is not None:
@@ -275,7 +317,7 @@ def _operation(route: ApiRoute, known: dict[Any, Any]) -> dict[str, Any]:
 
 def _form() -> dict[str, Any]:
     text = {"type": "string", "maxLength": 120}
-    names = ("modality", "age", "sex", "patient_id", "patient_name", "position")
+    names = ("modality", "age", "sex", "patient_id", "patient_name", "position", "ticket")
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     return {"type": "object", "required": ["file"], "properties": {"file": file, **dict.fromkeys(names, text)}}
 

@@ -12,6 +12,7 @@ import msgspec
 
 from appliance.capture.stethoscope import Stethoscope
 from appliance.capture.video import VideoDoor
+from appliance.console.binding import Held
 from appliance.records import Modality, Record
 from appliance.store.captures import Kept
 from appliance.store.journal import Transaction
@@ -74,7 +75,8 @@ class StatusView(Record, frozen=True, kw_only=True):
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
     """A file that a person hands in at the console. ``modality`` is ``None`` when the file shall say it itself.
 
-    ``data`` are the bytes as they came; ``filename`` is only a hint of the kind and is not kept.
+    ``data`` are the bytes as they came; ``filename`` is only a hint of the kind and is not kept. ``ticket``: what was given
+    out when the patient was confirmed; ``held``: the visit that it stands for, ``None`` without a good one.
     """
 
     filename: str
@@ -85,6 +87,8 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     patient_id: str = ""
     patient_name: str = ""
     position: str = ""
+    ticket: str = ""
+    held: Held | None = None
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +96,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
     ``preview``: capture id to media type and bytes of a picture (or a small sound) to show, ``None`` when there is none.
     ``add``: keep a file, durable on return; raises ``appliance.capture.intake.IntakeError``.
-    ``note_agreement``: the health worker agrees (``True``) or not with the reading of a capture; durable on return.
+    ``note_agreement``: the health worker (an id) agrees (``True``) or not with the reading of a capture; durable on return.
     ``agreement``: what was noted last, ``None`` when nothing was.
     ``report_again``: called in the transaction that says whose a capture is, so that the hub learns it (see ``binding``).
     ``wake``: called after it: there is something to send.
@@ -104,7 +108,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     status: Callable[[], StatusView]
     preview: Callable[[str], tuple[str, bytes] | None]
     add: Callable[[Upload], Kept]
-    note_agreement: Callable[[str, bool], None]
+    note_agreement: Callable[[str, bool, str], None]
     agreement: Callable[[str], bool | None] = lambda _: None
     ultrasound: VideoDoor | None = None
     stethoscope: Stethoscope | None = None

@@ -135,5 +135,5 @@ def _said_where(request: Request) -> bool:
 
 def who_asks(request: Request) -> Who:
     """The person of a request behind the gate."""
-    who: Who | None = request.state.who
+    who: Who | None = getattr(request.state, "who", None)  # what the guard refused has not come to the gate
     return who or Who(id="nobody", role=Role.NURSE.value, session="")

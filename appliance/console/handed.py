@@ -19,6 +19,7 @@ from appliance.console.words import N_
 from appliance.records import Modality
 
 _TEXT = 120
+_TICKET = 200
 
 
 class Unclear(Exception):  # noqa: N818 - the condition's name
@@ -63,6 +64,7 @@ async def _upload(form: FormData) -> Upload:
         sex=_one_of(_text(form, "sex"), ("", "F", "M", "O"), N_("Choose the sex from the list.")),
         patient_id=_text(form, "patient_id"),
         patient_name=_text(form, "patient_name"),
+        ticket=_text(form, "ticket"),
         position=_one_of(_text(form, "position"), ("", *POSITIONS), N_("Choose the place from the list.")),
     )
 
@@ -72,7 +74,7 @@ def _text(form: FormData, name: str) -> str:
     if not isinstance(value, str):
         raise Unclear(N_("The form could not be understood. Choose one file and send it again."))
     clean = "".join(character for character in value if character.isprintable()).strip()
-    if len(clean) > _TEXT:
+    if len(clean) > (_TICKET if name == "ticket" else _TEXT):
         raise Unclear(N_("A name or number is too long. At most 120 characters fit."))
     return clean
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from appliance.protocol.messages import Command, ReviewMessage
-from appliance.records import Capture, CaptureState, Modality, Moment, Reading, Record, Triage
+from appliance.records import Capture, CaptureState, Modality, Moment, Patient, Reading, Record, Triage
+from appliance.store.attachments import within
 from appliance.store.captures import Entry
-from appliance.store.errors import StoreError
+from appliance.store.errors import Damaged, StoreError
 from appliance.store.store import Store
 
 Level = Literal["critical", "urgent", "routine", "not-read", "reading", "damaged"]
@@ -38,6 +39,8 @@ class Line(Record, frozen=True, kw_only=True):
     ``level``: the triage of a reading, or why there is none. ``delivery``: where the result is; ``sent_share``: of the
     capture's pictures and sounds, what the hub holds (0 to 1). ``human``: the latest word. ``unseen``: critical, and no
     human has said that it was seen; ``escalated``: the hub or this box shows it again, and nobody has taken note since.
+    ``visit``: the one that a person attached it to, whose patient is shown; empty while it waits for that, with whom the
+    sender named. ``word``: how often somebody has said whose it is.
     """
 
     id: str
@@ -48,6 +51,7 @@ class Line(Record, frozen=True, kw_only=True):
     patient_id: str = ""
     patient_name: str = ""
     age_years: float | None = None
+    age_until: float | None = None
     sex: str = ""
     view: str = ""
     position: str = ""
@@ -62,6 +66,8 @@ class Line(Record, frozen=True, kw_only=True):
     unseen: bool = False
     escalated: bool = False
     conflicts_with: str = ""
+    visit: str = ""
+    word: int = 0
 
 
 class Whole(NamedTuple):
@@ -87,7 +93,7 @@ class Gatherer:
     def whole(self, entry: Entry) -> Whole:
         """Everything of a capture; raises ``StoreError`` when a record of it can't be read."""
         capture = entry.capture
-        reading = self._store.captures.reading(capture.id)
+        reading = reading_of(self._store, entry)
         reviews = self._store.inbox.reviews(capture.id)
         commands = self._store.inbox.commands(capture.id)
         return Whole(entry, self._line(entry, reading, reviews, commands), reading, reviews, commands)
@@ -106,11 +112,16 @@ class Gatherer:
         level: Level = "not-read" if reading is None and entry.set_aside else _level(reading)
         noted, escalated = _commands(commands)
         latest = reviews[-1] if reviews else None
+        word = self._store.attachments.current(capture.id)
+        visit = self._store.patients.visit(word.visit) if word is not None and word.visit else None
         delivery, share = self._delivery(entry)
         problem = self._refused.get(capture.id, "")
         return _plain(
             entry,
             level,
+            whom=within(capture, visit, word).patient,
+            visit="" if visit is None else visit.id,
+            word=0 if word is None else word.revision,
             reason=_reason(entry, reading),
             positive=tuple(_found(reading)),
             delivery="refused" if problem and delivery != "delivered" else delivery,
@@ -133,18 +144,28 @@ class Gatherer:
         return "sending", sum(transfer.confirmed for transfer, _ in transfers) / size if size else 1.0
 
 
-def _plain(entry: Entry, level: Level, **rest: object) -> Line:
+def reading_of(store: Store, entry: Entry) -> Reading | None:
+    """The reading of a capture; raises ``Damaged`` where there was one that can't be unsealed."""
+    reading = store.captures.reading(entry.capture.id)
+    if reading is None and entry.state not in (CaptureState.KEPT, CaptureState.CHECKED):
+        raise Damaged(f"the reading of capture {entry.capture.id} can't be unsealed; it was changed on disk")
+    return reading
+
+
+def _plain(entry: Entry, level: Level, whom: Patient | None = None, **rest: object) -> Line:
     capture: Capture = entry.capture
+    patient = whom or capture.patient
     return Line(
         id=capture.id,
         modality=capture.modality,
         received=capture.received,
         state=entry.state,
         level=level,
-        patient_id=capture.patient.id,
-        patient_name=person(capture.patient.name),
-        age_years=capture.patient.age_years,
-        sex=capture.patient.sex,
+        patient_id=patient.id,
+        patient_name=person(patient.name),
+        age_years=patient.age_years,
+        age_until=patient.age_until,
+        sex=patient.sex,
         view=capture.view,
         position=capture.position,
         description=capture.description,

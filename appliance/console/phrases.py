@@ -10,10 +10,12 @@ import datetime as dt
 import math
 from typing import Literal, NamedTuple
 
+from appliance.console.bands import BANDS
 from appliance.console.context import StatusView
-from appliance.console.lines import Line
+from appliance.console.lines import Line, person
 from appliance.console.words import N_, Words
-from appliance.records import ADVICE_NOT_DIAGNOSIS, Finding, Measure, Modality, Moment, Reading, Triage
+from appliance.records import ADVICE_NOT_DIAGNOSIS, Finding, Measure, Modality, Moment, Patient, Reading, Triage
+from appliance.store.attachments import Identifier
 
 MODALITIES: dict[Modality, str] = {
     Modality.CHEST_XRAY: N_("Chest X-ray"),
@@ -44,6 +46,14 @@ _LEVEL_LINES = {
     "not-read": N_("No answer from the models. A human needs to look."),
     "reading": N_("The answer comes in a moment. The capture is saved."),
     "damaged": N_("The record on the disk is damaged. Take the capture again if you can."),
+}
+WAYS: dict[str, str] = {"listen": N_("Listen"), "scan": N_("Scan"), "add": N_("Add a file")}
+"""What the buttons of a visit are called that begin a capture (``visits.WAYS`` has their pages)."""
+IDENTIFIERS: dict[Identifier, str] = {
+    "number": N_("Number"),
+    "name": N_("Name"),
+    "birth-date": N_("Date of birth"),
+    "age-and-sex": N_("Age and sex"),
 }
 _CONFIDENCE = {"low": N_("uncertain"), "moderate": N_("moderate confidence"), "high": N_("high confidence")}
 _HUMAN = {
@@ -81,6 +91,8 @@ class Tile(NamedTuple):
 class Phrases:
     """The sentences of one language. ``today``: the date of the box's clock, ``YYYY-MM-DD`` in local time."""
 
+    ways = WAYS
+
     def __init__(self, words: Words, wall: str = "") -> None:
         self._ = words
         self._today = _local(wall)
@@ -107,10 +119,43 @@ class Phrases:
         parts = [line.patient_name, _("ID {id}", id=line.patient_id) if line.patient_id else ""]
         if not any(parts):
             parts = [_("Patient not given")]
-        return [part for part in (*parts, self.age(line.age_years), self.sex(line.sex)) if part]
+        return [part for part in (*parts, self.age(line.age_years, line.age_until), self.sex(line.sex)) if part]
 
-    def age(self, years: float | None) -> str:
-        """An age in years, or in months below two years."""
+    def whom(self, patient: Patient) -> list[str]:
+        """A patient, part by part, as ``patient`` says them."""
+        _ = self._
+        parts = [person(patient.name), _("ID {id}", id=patient.id) if patient.id else ""]
+        body = (self.born(patient.birth_date), self.age(patient.age_years, patient.age_until), self.sex(patient.sex))
+        return [part for part in (*parts, *body) if part]
+
+    def name(self, patient: Patient) -> str:
+        """A patient's name as people write it; empty when it is not known."""
+        return person(patient.name)
+
+    def identifier(self, patient: Patient, identifier: Identifier) -> str:
+        """One identifier of a patient as it is shown to be confirmed; empty when it is not known."""
+        said = {
+            "number": patient.id,
+            "name": person(patient.name),
+            "birth-date": self.born(patient.birth_date),
+            "age-and-sex": " · ".join(
+                part for part in (self.age(patient.age_years, patient.age_until), self.sex(patient.sex)) if part
+            ),
+        }
+        return said[identifier]
+
+    def born(self, birth_date: str) -> str:
+        """A date of birth (``YYYYMMDD``), as ISO 8601 writes it."""
+        known = len(birth_date) == 8 and birth_date.isdecimal()
+        return self._("born {date}", date="-".join((birth_date[:4], birth_date[4:6], birth_date[6:]))) if known else ""
+
+    def age(self, years: float | None, until: float | None = None) -> str:
+        """An age in years, or in months below two years; a range when no more is known."""
+        band = next(
+            (one for one in BANDS.values() if until is not None and (one.low, one.high) == (years, until)), None
+        )
+        if band is not None:
+            return self._(band.words)
         if years is None or not math.isfinite(years) or years < 0:
             return ""
         if years < 2:

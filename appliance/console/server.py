@@ -10,11 +10,16 @@ import socket
 import threading
 import time
 
+import structlog
 import uvicorn
 
 from appliance.config import ConsoleConfig
 from appliance.console.app import UPLOAD_LIMIT, make_app
 from appliance.console.context import Context
+from appliance.console.sessions import Sessions
+from appliance.store import setup_code
+
+_log = structlog.get_logger(__name__)
 
 _START_S = 20.0
 _STOP_S = 5.0
@@ -29,7 +34,9 @@ class ConsoleServer:
 
     def __init__(self, config: ConsoleConfig, context: Context, *, upload_limit: int = UPLOAD_LIMIT) -> None:
         self._config = config
-        self._app = make_app(context, upload_limit=upload_limit)
+        self._store = context.store
+        sessions = Sessions(context.store.people, config.idle_lock * 60) if config.sign_in == "on" else None
+        self._app = make_app(context, upload_limit=upload_limit, sessions=sessions)
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -41,6 +48,7 @@ class ConsoleServer:
 
     def start(self) -> None:
         """Listen and serve; raises ``ConsoleError``."""
+        self._let_the_first_in()
         address, port = self._config.address, self._config.port
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
@@ -77,6 +85,16 @@ class ConsoleServer:
                 self.stop()
                 raise ConsoleError("the console did not start; the log says why")
             time.sleep(0.01)
+
+    def _let_the_first_in(self) -> None:
+        """Make the code for the first administrator when nobody can sign in; who may read it is the box's operator."""
+        if self._config.sign_in == "off" or any(one.active for one in self._store.people.all()):
+            return
+        if setup_code.read(self._store.folder) is None:
+            setup_code.make(self._store.folder, self._store.files)
+        _log.warning(
+            "nobody can sign in yet: open the console, and get its code on this box with: bedside console-code"
+        )
 
     def stop(self) -> None:
         """Let open requests end, then stop; safe to call twice."""

@@ -19,8 +19,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from appliance.console.context import Context
+from appliance.console.gate import who_asks
 from appliance.console.lines import Gatherer, Line, Whole
 from appliance.console.phrases import MODALITIES, POSITIONS, Phrases
+from appliance.console.reception import Reception
 from appliance.console.sound import Player
 from appliance.console.words import N_, Words, choose, languages, words
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Record
@@ -48,8 +50,10 @@ class NotHere(Exception):  # noqa: N818 - the condition's name
 class Site:
     """The context, the templates and the counts of what was refused."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, has_sign_in: bool = False) -> None:
         self.context = context
+        self.has_sign_in = has_sign_in
+        self.reception = Reception(context)
         self.counts: Counter[str] = Counter()
         self.player = Player(self._original)
         self.handing_in = threading.BoundedSemaphore(2)  # each holds a whole file in memory
@@ -77,6 +81,11 @@ class Site:
         gatherer = Gatherer(self.context.store)
         return [gatherer.line(entry) for entry in self.context.store.captures.latest(limit)]
 
+    def lines_of(self, ids: Iterable[str]) -> list[Line]:
+        """The lines of captures, in this order."""
+        gatherer = Gatherer(self.context.store)
+        return [gatherer.line(self.context.store.captures.get(one)) for one in ids]
+
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page in the visitor's language, with the status bar."""
         said = self.words(request)
@@ -93,6 +102,8 @@ class Site:
             positions=POSITIONS,
             advice_not_diagnosis=said(ADVICE_NOT_DIAGNOSIS),
             path=request.url.path,
+            who=who_asks(request),
+            has_sign_in=self.has_sign_in,
             **values,
         )
         return HTMLResponse(html, status_code=status)
@@ -112,6 +123,14 @@ class Site:
             return self.page(request, "problem.html", status, what=what, remedy=remedy)
         except StoreError:  # the page itself needs the store for its status bar
             return Response(f"{what}\n{remedy}\n", status, media_type="text/plain; charset=utf-8")
+
+    def changed(self, request: Request, error: Exception) -> Response:
+        """What the person saw is no longer so."""
+        return self.problem(request, 409, str(error), N_("Nothing was changed. Go back and look again."))
+
+    def unclear(self, request: Request, error: Exception) -> Response:
+        """What was sent can't be taken."""
+        return self.problem(request, 422, str(error), N_("Nothing was changed. Go back and look again."))
 
     def not_here(self, request: Request, _error: Exception) -> Response:
         """No such page or capture."""

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from appliance.records import Capture, Moment, Record
+from appliance.records import Capture, Moment, Patient, Record
 from appliance.store import audit
 from appliance.store.errors import StoreError
 from appliance.store.journal import Reader, Row, Transaction
@@ -88,9 +88,9 @@ class Attachments:
         rows = self._journal.all("SELECT * FROM attachment WHERE capture_id = ? ORDER BY revision", capture_id)
         return [_attachment(row) for row in rows]
 
-    def of_visit(self, visit_id: str) -> list[str]:
+    def of_visit(self, visit_id: str, tx: Transaction | None = None) -> list[str]:
         """The captures attached to a visit now, in the order they came."""
-        rows = self._journal.all(
+        rows = (tx or self._journal).all(
             "SELECT a.capture_id FROM attachment a JOIN capture c ON c.id = a.capture_id WHERE a.visit = ?"
             " AND a.revision = (SELECT max(revision) FROM attachment WHERE capture_id = a.capture_id)"
             " ORDER BY c.sequence",
@@ -153,11 +153,16 @@ class Attachments:
         )
 
 
-def within(capture: Capture, visit: Visit | None) -> Capture:
-    """The capture as it goes out: the patient and the visit that a person confirmed stand before what the sender said."""
-    if visit is None:
-        return capture
-    return msgspec.structs.replace(capture, patient=visit.patient, encounter_id=visit.id)
+def within(capture: Capture, visit: Visit | None, word: Attachment | None = None) -> Capture:
+    """The capture as it goes out: the patient and the visit that a person confirmed stand before what the sender said.
+
+    Where a person took it away from a visit (``word``), it is nobody's until somebody says whose it is.
+    """
+    if visit is not None:
+        return msgspec.structs.replace(capture, patient=visit.patient, encounter_id=visit.id)
+    if word is not None:
+        return msgspec.structs.replace(capture, patient=Patient(), encounter_id="")
+    return msgspec.structs.replace(capture, encounter_id="") if capture.encounter_id else capture
 
 
 def _attachment(row: Row) -> Attachment:

@@ -171,9 +171,9 @@ class Patients:
         rows = self._journal.all(f"{_VISITS} WHERE v.open = 1 ORDER BY v.sequence DESC LIMIT ?", limit)
         return [self._visit(row) for row in rows]
 
-    def visits_of(self, key: str, limit: int = 50) -> list[Visit]:
+    def visits_of(self, key: str, tx: Transaction | None = None) -> list[Visit]:
         """All visits of a patient, newest first."""
-        rows = self._journal.all(f"{_VISITS} WHERE v.patient = ? ORDER BY v.sequence DESC LIMIT ?", key, limit)
+        rows = (tx or self._journal).all(f"{_VISITS} WHERE v.patient = ? ORDER BY v.sequence DESC", key)
         return [self._visit(row) for row in rows]
 
     def opened(self, origins: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,8 @@
 const EVERY_MS = 3000;
 let tag = null;
 let failures = 0;
+let touched = false; // whether somebody was at the screen since it was last asked for
+for (const event of ["pointerdown", "keydown", "scroll"]) addEventListener(event, () => { touched = true; }, { passive: true, capture: true });
 
 // ---- live regions: the page is asked for again; it answers 304 until something has changed
 
@@ -30,9 +32,12 @@ const served = new Map();
 async function refresh() {
   if (document.hidden) return;
   try {
-    const headers = tag ? { "If-None-Match": tag } : {};
+    const headers = { "X-Refresh": touched ? "touched" : "by itself" };
+    if (tag) headers["If-None-Match"] = tag;
+    touched = false;
     const answer = await fetch(location.pathname + location.search, { headers, cache: "no-store", credentials: "same-origin" });
     failures = 0;
+    if (answer.status === 401) location.reload(); // the screen is locked: nothing of a patient stays on it
     if (answer.status === 200) {
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       document.title = fresh.title;
@@ -130,6 +135,20 @@ async function wave(box) {
   }
 }
 
+// ---- the PIN by finger, where the screen has no keyboard
+
+function pad(form) {
+  const box = form.querySelector(".pad"), pin = form.querySelector("#pin");
+  box.hidden = false;
+  for (const key of ["1", "2", "3", "4", "5", "6", "7", "8", "9", "⌫", "0"]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = key;
+    button.addEventListener("click", () => { pin.value = key === "⌫" ? pin.value.slice(0, -1) : pin.value + key; });
+    box.append(button);
+  }
+}
+
 // ---- what any region may hold
 
 function prepare(root) {
@@ -144,6 +163,7 @@ function prepare(root) {
 document.addEventListener("DOMContentLoaded", () => {
   live();
   prepare(document);
+  for (const form of document.querySelectorAll("[data-pad]")) pad(form);
   for (const select of document.querySelectorAll("[data-submit]")) select.addEventListener("change", () => select.form.submit());
   for (const button of document.querySelectorAll("[data-needless]")) button.hidden = true;
   for (const form of document.querySelectorAll("[data-busy]")) {
