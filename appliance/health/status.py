@@ -12,7 +12,11 @@ from appliance.config import Config
 from appliance.health.check_box import is_running
 from appliance.reading.requests import Described, Serving
 from appliance.store import audit
+from appliance.store.audit import Verdict
+from appliance.store.credentials import IdentityError, identity_of
 from appliance.store.errors import StoreError
+from appliance.store.files import RealFiles
+from appliance.store.keys import open_key
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,14 +102,25 @@ def _words(one: Serving) -> str:
     return f"{one.bundle} {one.version} on {one.engine.provider}{better.get(one.state, '')}"
 
 
-def audit_of(config: Config) -> tuple[list[dict[str, Any]], int | None]:
-    """The audit log's entries, oldest first, and the first one that is not as it was written (``None``: unbroken)."""
+def audit_of(config: Config) -> tuple[list[dict[str, Any]], Verdict]:
+    """The audit log's entries, oldest first, and whether they are as they were written; raises ``StoreError``."""
     connection = _reader(config)
     try:
+        witness, identity = open_key(config.state, RealFiles()).blind, identity_of(config.state)
+        connection.execute("BEGIN")
         rows = connection.execute("SELECT * FROM audit ORDER BY sequence").fetchall()
+        checkpoints = connection.execute("SELECT * FROM checkpoint ORDER BY sequence").fetchall()
+        head = audit.head_of(connection)
+    except IdentityError as error:
+        raise StoreError(str(error)) from error
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{config.state}: {error}; start the daemon once: it brings an older journal up to date"
+        ) from error
     finally:
         connection.close()
-    return [dict(row) for row in rows], audit.first_broken(rows)
+    public = identity.signer.public if identity is not None else None
+    return [dict(row) for row in rows], audit.judge(rows, head, checkpoints, witness, public)
 
 
 def _reader(config: Config) -> sqlite3.Connection:

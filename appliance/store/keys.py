@@ -68,11 +68,27 @@ class BoxKey:
         return hmac.new(self._blind, text.encode(), hashlib.sha256).hexdigest()[:32]
 
 
+CREDENTIAL = "bedside.box-key"
+"""The box key as a credential of the service manager (``LoadCredentialEncrypted=``, sealed to a TPM): see docs/identity.md."""
+
+
+def key_file(folder: Path) -> Path:
+    """Where the box key is: a credential that the service manager unsealed for this process, else a file in ``folder``."""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    credential = Path(credentials) / CREDENTIAL
+    return credential if credentials and credential.exists() else folder / "box.key"
+
+
 def open_key(folder: Path, files: Files) -> BoxKey:
-    """The box key in ``folder``, made on first use; raises ``StoreError`` when it is unreadable."""
-    path = folder / "box.key"
+    """The box key of ``folder``, made on first use; raises ``StoreError`` when it is unreadable or gone."""
+    path = key_file(folder)
     try:
         if not path.exists():
+            if (folder / "journal.sqlite").exists():
+                raise StoreError(
+                    f"{path}: not there, and what is in {folder} can't be read without it; put it back from its backup, "
+                    "or start this where the service manager gives it (systemd-run -p LoadCredentialEncrypted=…)"
+                )
             with durable(files, path) as file:
                 file.write(os.urandom(_BYTES))
         return BoxKey(path.read_bytes())

@@ -61,7 +61,7 @@ class Store:
             self.files.make_folder(self.folder)
         except OSError as error:
             raise StoreError(f"{self.folder}: {error.strerror}; make it writable or set storage.state") from error
-        self._lock = _lock(self.folder)
+        self._lock = lock_of(self.folder)
         self.reserve = Reserve(self.folder / "reserve", config.reserve * MB)
         self.refuse_below = config.refuse_below * MB
         try:
@@ -166,7 +166,8 @@ def _hashes(journal: Journal, query: str) -> set[str]:
     return {row["sha256"] for row in journal.all(query)}
 
 
-def _lock(folder: Path) -> int:
+def lock_of(folder: Path) -> int:
+    """Hold a state folder: a descriptor to be closed. Raises ``InUse``."""
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -93,8 +93,8 @@ def serving(config: Config) -> str:
 
 
 def events(config: Config) -> list[tuple[str, str, str]]:
-    entries, broken = audit_of(config)
-    assert broken is None
+    entries, verdict = audit_of(config)
+    assert verdict.broken is None
     return [(one["event"], one["subject"], one["detail"]) for one in entries if one["event"] != "start"]
 
 
