@@ -24,7 +24,7 @@ from appliance.capture.video_messages import Heard, Message, Order, Picture, Rea
 from appliance.capture.video_multiframe import NoFrames
 from appliance.capture.video_process import Decoding
 from appliance.capture.video_regions import Regions
-from appliance.capture.video_scan import NotNow, Scan, Waiting, area_of
+from appliance.capture.video_scan import NotNow, Scan, scan_of
 from appliance.capture.video_takes import Also, Attach, Take, Takes, Whose
 from appliance.config import UltrasoundConfig
 from appliance.store.captures import Kept
@@ -91,6 +91,11 @@ class VideoDoor:
         for thread in self._threads:
             thread.join(15)
         self._threads = []
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is to end: nobody should wait for it."""
+        return self._stopping.is_set()
 
     # What a person does
 
@@ -377,26 +382,13 @@ class VideoDoor:
 
     def _publish(self, phase: str = "", reason: str = "") -> None:
         """Make the state that viewers see, and wake them."""
-        ready, heard = self._ready, self._heard
-        takes = sorted(self._open.values(), key=lambda take: take.taken.monotonic_ns)
-        self._scan = msgspec.structs.replace(
+        takes = [take for take in self._open.values() if take.id not in self._settling]
+        before = msgspec.structs.replace(
             self._scan,
-            serial=self._scan.serial + 1,
             phase=phase or self._scan.phase,
-            reason=heard.reason if heard else (reason or ("" if phase else self._scan.reason)),
-            device=ready.name if ready else "",
-            size=(ready.width, ready.height) if ready else (0, 0),
-            format=ready.format if ready else "",
-            rate=heard.rate if heard else 0.0,
-            kept=heard.kept if heard else 0,
-            lost=heard.lost if heard else 0,
-            dropped=heard.dropped if heard else 0,
-            refused=heard.refused if heard else 0,
-            quality=heard.quality if heard and not heard.reason else None,
-            area=area_of(heard.region if heard else None),
-            recording=any(not take.to_ns for take in takes),
-            takes=tuple(Waiting.of(take, time.monotonic_ns()) for take in takes if take.id not in self._settling),
+            reason=reason or ("" if phase else self._scan.reason),
         )
+        self._scan = scan_of(before, self._ready, self._heard, takes)
         self._changed.notify_all()
 
 

@@ -5,11 +5,15 @@ What this module keeps true: it holds numbers and codes, and of a patient nothin
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import Literal
 
+import msgspec
 from typing_extensions import Self
 
 from appliance.capture.video_area import Quality, Region
+from appliance.capture.video_messages import Heard, Ready
 from appliance.capture.video_takes import Take
 from appliance.records import Record
 
@@ -78,7 +82,30 @@ class Scan(Record, frozen=True, kw_only=True, omit_defaults=False):
     takes: tuple[Waiting, ...] = ()
 
 
-def area_of(region: Region | None) -> Area | None:
+def scan_of(before: Scan, ready: Ready | None, heard: Heard | None, takes: Iterable[Take]) -> Scan:
+    """The next state after ``before``, of which phase, reason and counts of runs are taken."""
+    now_ns = time.monotonic_ns()
+    ordered = sorted(takes, key=lambda take: take.taken.monotonic_ns)
+    return msgspec.structs.replace(
+        before,
+        serial=before.serial + 1,
+        reason=heard.reason if heard else before.reason,
+        device=ready.name if ready else "",
+        size=(ready.width, ready.height) if ready else (0, 0),
+        format=ready.format if ready else "",
+        rate=heard.rate if heard else 0.0,
+        kept=heard.kept if heard else 0,
+        lost=heard.lost if heard else 0,
+        dropped=heard.dropped if heard else 0,
+        refused=heard.refused if heard else 0,
+        quality=heard.quality if heard and not heard.reason else None,
+        area=_area_of(heard.region if heard else None),
+        recording=any(not take.to_ns for take in ordered),
+        takes=tuple(Waiting.of(take, now_ns) for take in ordered),
+    )
+
+
+def _area_of(region: Region | None) -> Area | None:
     """A region as shares of its screen."""
     if region is None:
         return None

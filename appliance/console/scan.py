@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import quote
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -26,15 +27,15 @@ from appliance.console.gate import Guarded, who_asks
 from appliance.console.scan_phrases import said, take_words
 from appliance.console.site import NotHere, Problem, Site, as_json
 from appliance.console.words import N_
+from appliance.records import Patient
 from appliance.store.people import Role
 
 _PICTURE_WAIT_S = 2.0
 _STATE_WAIT_S = 5.0
 _PACE_S = 0.2
 _LONGEST_S = 600.0
-_SOURCES = "/scan"
 
-visits.WAYS["scan"] = _SOURCES
+visits.WAYS["scan"] = "/scan"
 
 Act = Callable[[VideoDoor, Request, Fields], Response]
 
@@ -47,10 +48,10 @@ def routes(site: Site) -> list[Guarded]:
     acts: dict[str, Act] = {
         "/scan/freeze": lambda door, request, form: _freeze(site, door, request, form),
         "/scan/clip": lambda door, request, form: _clip(site, door, request, form),
-        "/scan/end": lambda door, request, form: _end(door, request, form),
-        "/scan/takes/{id}/keep": lambda door, request, form: _keep(door, request, form),
-        "/scan/takes/{id}/discard": lambda door, request, form: _discard(door, request, form),
-        "/scan/area": lambda door, request, form: _area(door, request, form),
+        "/scan/end": _end,
+        "/scan/takes/{id}/keep": _keep,
+        "/scan/takes/{id}/discard": _discard,
+        "/scan/area": _area,
     }
     return [
         Guarded("/scan", _in_thread(lambda request: _page(site, door, request)), role=Role.NURSE),
@@ -68,7 +69,7 @@ def _in_thread(call: Callable[[Request], Response]) -> Callable[[Request], Await
 
 
 def _page(site: Site, door: VideoDoor, request: Request) -> Response:
-    ticket = request.query_params.get("ticket", "")
+    ticket = request.query_params.get("ticket", "").replace(" ", "+")
     held = binding.held(site.context.store, who_asks(request), ticket, site.context.store.now) if ticket else None
     door.present(held.visit.id if held else "")
     scan, words = door.scan(), site.words(request)
@@ -76,18 +77,18 @@ def _page(site: Site, door: VideoDoor, request: Request) -> Response:
         request,
         "scan.html",
         state=said(scan, words),
-        takes=[(take, *take_words(take, words), _whom(site, take.encounter_id)) for take in _decided(scan.takes)],
+        takes=[
+            (take, *take_words(take, words), _whom(site, take.encounter_id))
+            for take in scan.takes
+            if not take.recording
+        ],
         held=held,
         ticket=ticket if held else "",
         expired=bool(ticket and not held),
     )
 
 
-def _decided(takes: tuple[object, ...]) -> list[object]:
-    return [take for take in takes if not getattr(take, "recording", False)]
-
-
-def _whom(site: Site, encounter_id: str) -> object:
+def _whom(site: Site, encounter_id: str) -> Patient | None:
     visit = site.context.store.patients.visit(encounter_id) if encounter_id else None
     return None if visit is None else visit.patient
 
@@ -216,6 +217,4 @@ def _back(form: Fields) -> Response:
     if form.text("quiet"):
         return Response(status_code=204)
     ticket = form.text("ticket")
-    return visits.see(
-        f"/scan?ticket={ticket}" if ticket.replace(".", "").replace("+", "").replace("-", "").isalnum() else "/scan"
-    )
+    return visits.see(f"/scan?ticket={quote(ticket)}" if ticket else "/scan")

@@ -16,10 +16,18 @@ from appliance.records import Record
 Tone = Literal["routine", "urgent", "critical", "not-read", "reading"]
 """The colours and icons of the levels, used again: green, amber, red, grey with a question mark, grey and waiting."""
 
-_OPENING = (N_("Opening"), N_("The picture comes in a moment."), "reading")
-_LOST = (N_("Picture lost"), N_("Check the plug and that the machine is on. It is opened again by itself."), "critical")
-_ABSENT = (N_("No probe"), N_("Plug the grabber of the probe or machine into this box."), "not-read")
-_UNFOUND = (
+_OPENING: tuple[str, str, Tone] = (N_("Opening"), N_("The picture comes in a moment."), "reading")
+_LOST: tuple[str, str, Tone] = (
+    N_("Picture lost"),
+    N_("Check the plug and that the machine is on. It is opened again by itself."),
+    "critical",
+)
+_ABSENT: tuple[str, str, Tone] = (
+    N_("No probe"),
+    N_("Plug the grabber of the probe or machine into this box."),
+    "not-read",
+)
+_UNFOUND: tuple[str, str, Tone] = (
     N_("Source not there"),
     N_("Plug it in and switch it on, or have the configured source changed."),
     "not-read",
@@ -140,13 +148,13 @@ def take_words(take: Waiting, words: Words) -> tuple[str, str]:
 
 def _state(scan: Scan) -> tuple[str, str, Tone]:
     if scan.phase in {"asleep", "opening"}:
-        return _OPENING  # type: ignore[return-value]  # the tone is one of them
+        return _OPENING
     if scan.phase == "gone":
         absent = scan.reason.startswith("no video grabber")
         missing = scan.reason.startswith(("the configured video source", "the video stream does not answer"))
-        return _ABSENT if absent else _UNFOUND if missing else _LOST  # type: ignore[return-value]
+        return _ABSENT if absent else _UNFOUND if missing else _LOST
     if scan.reason:
-        return _REASONS.get(scan.reason, _LOST)  # type: ignore[return-value]
+        return _REASONS.get(scan.reason, _LOST)
     return _QUALITY[scan.quality.state if scan.quality else "good"]
 
 
