@@ -5,8 +5,8 @@ that a critical result never waits behind seconds of image (promise 4), and the 
 something to send. As BBR does (Cardwell, Cheng, Gunn, Yeganeh, Jacobson 2016), two things are measured: the rate at which
 acknowledgements come back when the window was in use, and the shortest way there and back. The window is what the link
 carries in that way, a piece (which is acknowledged only whole), and ``TARGET`` seconds more: no more than keeps the line
-busy, because all of it is lost, and sent again, when the connection dies. The way is measured with nothing else in the line: when there was a
-pause, or, in a long backlog, by letting the line run empty every ``PROBE_EVERY`` seconds.
+busy, because all of it is lost, and sent again, when the connection dies. The way is measured with nothing else in the
+line: when there was a pause, or, in a long backlog, by letting the line run empty every ``PROBE_EVERY`` seconds.
 """
 
 from __future__ import annotations

@@ -19,12 +19,14 @@ from pathlib import Path
 from appliance.config import LinkConfig, StorageConfig
 from appliance.health.clock import Clock
 from appliance.protocol import messages
+from appliance.protocol.chunks import Kind, transfer_id
 from appliance.protocol.messages import ReceiptItem, Status
 from appliance.protocol.topics import Address
 from appliance.records import capture_id
 from appliance.store.journal import Transaction
 from appliance.store.outbox import Priority
 from appliance.store.store import Store
+from appliance.store.vault import Blob
 from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
 from appliance.sync.uplink import Uplink
@@ -68,25 +70,37 @@ class Box:
         self.store.journal.write(put)
         return [message.id for message, _ in rows]
 
-    def put_original(self, size: int, number: int = 0) -> str:
-        """Keep ``size`` random bytes in the vault and queue them as an original; the transfer's id."""
+    def put_blob(self, size: int) -> Blob:
+        """Keep ``size`` random bytes in the vault."""
         writer = self.store.vault.writer()
         for start in range(0, size, 1 << 20):
             writer.write(os.urandom(min(1 << 20, size - start)))
-        blob = writer.finish()
-        capture = capture_id(ADDRESS.key, f"{number:064x}")
-        self.store.journal.write(
-            lambda tx: self.store.transfers.put(
-                tx,
-                capture_id=capture,
-                kind="original",
-                priority=Priority.ORIGINAL,
-                sha256=blob.sha256,
-                size=blob.size,
-                media_type="application/octet-stream",
-            )
-        )
-        return next(item.id for item in self.store.transfers.waiting(100_000) if item.sha256 == blob.sha256)
+        return writer.finish()
+
+    def put_original(self, size: int, number: int = 0) -> str:
+        """Keep ``size`` random bytes and queue them as an original; the transfer's id."""
+        (name,) = self.put_transfers([self.put_blob(size)], 1, "original", Priority.ORIGINAL, number)
+        return name
+
+    def put_transfers(self, blobs: list[Blob], count: int, kind: Kind, priority: Priority, first: int = 0) -> list[str]:
+        """Queue ``count`` transfers, each of another capture, of these blobs in turn; their ids."""
+        captures = [capture_id(ADDRESS.key, f"{first + number:064x}") for number in range(count)]
+        wanted = [(capture, blobs[number % len(blobs)]) for number, capture in enumerate(captures)]
+
+        def put(tx: Transaction) -> None:
+            for capture, blob in wanted:
+                self.store.transfers.put(
+                    tx,
+                    capture_id=capture,
+                    kind=kind,
+                    priority=priority,
+                    sha256=blob.sha256,
+                    size=blob.size,
+                    media_type="application/octet-stream",
+                )
+
+        self.store.journal.write(put)
+        return [transfer_id(capture, kind, blob.sha256) for capture, blob in wanted]
 
     def wait_closed(self, ids: Iterable[str], seconds: float) -> None:
         """Wait until all ``ids`` are closed; raises ``RuntimeError`` saying how many are not."""
