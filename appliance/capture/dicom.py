@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 from pydicom.dataset import Dataset
-from pynetdicom import AE, _config, evt, register_uid
+from pynetdicom import AE, evt, register_uid
 from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
@@ -29,7 +29,7 @@ from appliance.capture.dicom_arrival import (
     Arrival,
     Refused,
 )
-from appliance.capture.dicom_service import SYNTAXES, Service, title_of
+from appliance.capture.dicom_service import SYNTAXES, Service, keep_quiet, title_of
 from appliance.capture.intake import Intake
 from appliance.config import DicomConfig
 from appliance.store.captures import Kept
@@ -107,7 +107,7 @@ class DicomDoor:
 
     def start(self) -> None:
         """Begin to listen; raises ``OSError`` when the address or port can't be had, or a file of TLS can't be used."""
-        _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+        keep_quiet()
         self._tls = dicom_tls.server_context(self._config) if self._config.tls else None
         ae = AE(self._config.ae_title)
         ae.maximum_pdu_size = dimse_stream.PDU_SIZE

@@ -5,10 +5,14 @@ What this module keeps true: a service is started before the door opens and stop
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pydicom import config
 from pydicom.dataset import Dataset
+from pynetdicom import _config
 
 SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 """Of what is no image: explicit and implicit VR, little endian."""
@@ -32,6 +36,15 @@ class Service(Protocol):
 
     def stop(self) -> None:
         """End it."""
+
+
+def keep_quiet() -> None:
+    """Keep pydicom and pynetdicom from logging: their complaints quote what they complain about, patients' values included."""
+    for library in ("pydicom", "pynetdicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"pydicom\b.*")
+    _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+    config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.IGNORE
 
 
 def title_of(association: Any) -> str:

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
 from appliance.capture import dicom_tls
-from appliance.capture.dicom_service import SYNTAXES
+from appliance.capture.dicom_service import SYNTAXES, keep_quiet
 from appliance.capture.elements import Elements
 from appliance.config import DicomConfig, WorklistConfig
 from appliance.records import Moment
@@ -52,6 +52,7 @@ class WorklistClient:
 
     def start(self) -> None:
         """Begin to ask."""
+        keep_quiet()
         self._due.set()
         self._thread.start()
 
@@ -157,11 +158,10 @@ class WorklistClient:
         )
         if association.is_rejected:
             raise WorklistError(f"the worklist server {where} rejects {self._dicom.ae_title}: enter it there")
+        if association.rejected_contexts:
+            raise WorklistError(f"{where} offers no worklist: look at worklist.host, port and ae_title")
         if not association.is_established:
             raise WorklistError(f"the worklist server {where} can't be reached: look at cable, worklist.host and port")
-        if not association.accepted_contexts:
-            association.release()
-            raise WorklistError(f"{where} offers no worklist: look at worklist.host, port and ae_title")
         return association
 
     def _take(self, entry: Dataset | None, steps: list[ScheduledStep]) -> None:
