@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from appliance.cli_console import console_code
 from appliance.cli_deidentify import deidentify
+from appliance.cli_identity import audit_app, enrol, erase
 from appliance.cli_models import models_app
+from appliance.cli_provision import backup, provision, stick
 from appliance.config import example
 from appliance.records import Modality
 from appliance.terminal import (
@@ -44,12 +47,23 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(models_app, name="models")
+app.add_typer(audit_app, name="audit")
+app.command()(enrol)
+app.command()(erase)
 app.command()(deidentify)
+app.command("console-code")(console_code)
+app.command()(provision)
+app.command()(backup)
+app.command()(stick)
 
 
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Run the daemon: take captures, read them, send them, until stopped."""
+    from appliance.capture import footprint
+
+    footprint.one_heap()
+    footprint.never_decodes()
     from appliance.daemon import Daemon
     from appliance.store.errors import StoreError
 
@@ -158,22 +172,6 @@ def config_command(
     else:
         typer.echo("say --example or --check FILE", err=True)
         raise typer.Exit(2)
-
-
-@app.command()
-def audit(json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Verify the audit log's chain; with --json, print it."""
-    from appliance.health.status import audit_of
-    from appliance.store.errors import StoreError
-
-    with told(StoreError, OSError):
-        entries, broken = audit_of(configured(config))
-    if json:
-        for entry in entries:
-            print_json(entry)
-    typer.echo(f"{len(entries)} entries, " + (f"broken at entry {broken}" if broken else "unbroken"), err=json)
-    if broken:
-        raise typer.Exit(1)
 
 
 @app.command("export")

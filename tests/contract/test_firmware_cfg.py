@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.provisioned import provisioned
+
 FOLDER = Path(__file__).parents[2] / "firmware_cfg"
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a site with everything gets, in a folder as root."""
+    return provisioned(tmp_path_factory.mktemp("site"))
 
 
 def tool(name: str, package: str) -> str:
@@ -33,16 +41,16 @@ def test_every_concern_says_why_and_stands_in_the_table(folder: str) -> None:
     assert f"({folder}/README.md)" in (FOLDER / "README.md").read_text()
 
 
-def test_nft_takes_the_firewall() -> None:
-    done = run(tool("nft", "nftables"), "-c", "-f", FOLDER / "nftables/bedside.nft")
+def test_nft_takes_the_firewall(rendered: Path) -> None:
+    done = run(tool("nft", "nftables"), "-c", "-f", rendered / "etc/nftables.d/bedside.nft")
     if "Operation not permitted" in done.stderr:
         pytest.skip("nft -c needs root or CAP_NET_ADMIN")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_nft_would_not_take_a_broken_one(tmp_path: Path) -> None:
+def test_nft_would_not_take_a_broken_one(tmp_path: Path, rendered: Path) -> None:
     broken = tmp_path / "broken.nft"
-    broken.write_text((FOLDER / "nftables/bedside.nft").read_text().replace("policy drop", "policy dropp", 1))
+    broken.write_text((rendered / "etc/nftables.d/bedside.nft").read_text().replace("policy drop", "policy dropp", 1))
     assert run(tool("nft", "nftables"), "-c", "-f", broken).returncode != 0
 
 
@@ -85,12 +93,12 @@ except OSError:
 """
 
 
-def test_the_clinic_gets_in_where_it_should_the_modem_nowhere_and_the_box_calls_only_the_hub() -> None:
+def test_the_clinic_gets_in_where_it_should_the_modem_nowhere_and_the_box_calls_only_the_hub(rendered: Path) -> None:
     nft, _ = tool("nft", "nftables"), tool("ip", "iproute2")
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     command = ["unshare", "--net", "--mount", "sh", "-c", _TOWN, "sh"]
-    done = run(*command, sys.executable, nft, _SERVE, FOLDER / "nftables/bedside.nft", _ASK)
+    done = run(*command, sys.executable, nft, _SERVE, rendered / "etc/nftables.d/bedside.nft", _ASK)
     unable = ("Operation not permitted", "not supported", "cannot change root filesystem propagation")
     if done.returncode != 0 and any(words in done.stderr for words in unable):
         pytest.skip(f"no network namespaces, veth or nf_tables here: {done.stderr.strip().splitlines()[-1]}")
@@ -101,11 +109,12 @@ def test_the_clinic_gets_in_where_it_should_the_modem_nowhere_and_the_box_calls_
     assert reached == {"clinic 11112", "clinic 8080", "clinic 8443", "box 8883"}
 
 
-def test_chronyd_takes_its_configuration() -> None:
-    done = run(tool("chronyd", "chrony"), "-p", "-f", FOLDER / "chrony/chrony.conf")
+def test_chronyd_takes_its_configuration(rendered: Path) -> None:
+    done = run(tool("chronyd", "chrony"), "-p", "-f", rendered / "etc/chrony/chrony.conf")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")
     assert "makestep 1 -1" in lines
+    assert "server time.example.org iburst minpoll 6 maxpoll 10" in lines
     assert not any(line.startswith(("local", "allow")) for line in lines), "a box that does not know must not tell"
 
 
