@@ -6,6 +6,7 @@ touched; commands run only for the files that changed, only on this machine's ow
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Iterable
@@ -51,7 +52,8 @@ def _put(path: Path, change: Change) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise ConfigError(f"{path}: can't be written ({error.strerror}); run it as root") from error
 
 
