@@ -26,12 +26,13 @@ def enrol(
     """Make this box known to its hub with a one-time code, over the network or on a stick; again to replace its keys."""
     from appliance.protocol.enrolment import EnrolmentError
     from appliance.store.credentials import IdentityError, new_keys
+    from appliance.store.errors import StoreError
     from appliance.sync import enrolment
 
     settings = configured(config)
     if (answer is None) == (not code) or (not answer and (offline is None) == (not hub)):
         raise typer.BadParameter("say --hub URL --code CODE, or --offline FOLDER --code CODE, or --answer FILE")
-    with told(EnrolmentError, IdentityError, OSError):
+    with told(EnrolmentError, IdentityError, StoreError, OSError):
         if new_key:
             new_keys(settings.state)
         if offline is not None:

@@ -23,7 +23,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """The journal in numbers, and what a running daemon says of its models.
 
     ``captures`` by state, ``readings`` by triage, ``read`` by status; ``models``: what serves, on what, and whether a better
-    engine is being built (``building``: which one) or waits to be (``unbuilt``).
+    engine is being built (``building``: which one) or waits to be (``unbuilt``). ``written_bytes_by_day``: to the disk,
+    besides captures, on the last seven days that wrote anything.
     """
 
     device: str
@@ -37,6 +38,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     reviewed: int
     set_aside: int
     sent_bytes: int
+    written_bytes_by_day: dict[str, int]
     running: bool
     models: tuple[str, ...] = ()
     building: str = ""
@@ -87,6 +89,9 @@ def state_of(config: Config) -> State:
             + number("SELECT coalesce(sum(size), 0) FROM outbox WHERE state = 'waiting'"),
             reviewed=number("SELECT count(DISTINCT capture_id) FROM inbox WHERE leaf = 'review'"),
             set_aside=number("SELECT count(*) FROM capture WHERE set_aside <> ''"),
+            written_bytes_by_day=pairs(
+                "SELECT day, written - kept FROM usage WHERE written > 0 ORDER BY day DESC LIMIT 7"
+            ),
             sent_bytes=number("SELECT coalesce(sum(bytes), 0) FROM usage"),
             running=running,
             models=tuple(_words(one) for one in said.serving),
@@ -106,7 +111,8 @@ def audit_of(config: Config) -> tuple[list[dict[str, Any]], Verdict]:
     """The audit log's entries, oldest first, and whether they are as they were written; raises ``StoreError``."""
     connection = _reader(config)
     try:
-        witness, identity = open_key(config.state, RealFiles()).blind, identity_of(config.state)
+        key = open_key(config.state, RealFiles())
+        identity = identity_of(config.state, key)
         connection.execute("BEGIN")
         rows = connection.execute("SELECT * FROM audit ORDER BY sequence").fetchall()
         checkpoints = connection.execute("SELECT * FROM checkpoint ORDER BY sequence").fetchall()
@@ -120,7 +126,7 @@ def audit_of(config: Config) -> tuple[list[dict[str, Any]], Verdict]:
     finally:
         connection.close()
     public = identity.signer.public if identity is not None else None
-    return [dict(row) for row in rows], audit.judge(rows, head, checkpoints, witness, public)
+    return [dict(row) for row in rows], audit.judge(rows, head, checkpoints, key.blind, public)
 
 
 def _reader(config: Config) -> sqlite3.Connection:

@@ -1,9 +1,9 @@
 """Who this box is: its keys, its certificate, the hub's authority and the keys that the hub signs with.
 
-What this module keeps true: private keys are made here, never leave, and are files of mode 0600 (or lie in a token, see
-``token``); the folder ``identity`` of the state folder is a whole identity or none: the certificate, with its key in one file,
-is put there last, whole and durable. A certificate is taken only if it is for this box's own new key, for this box's
-name, and signed by the authority that comes with it.
+What this module keeps true: private keys are made here, never leave, and are sealed with the box's key (who copies the disk
+without that key can't pose as this box); the folder ``identity`` of the state folder is a whole identity or none: the
+certificate, with its key in one file, is put there last, whole and durable. A certificate is taken only if it is for this
+box's own new key, for this box's name, and signed by the authority that comes with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
@@ -31,11 +30,14 @@ from msgspec import Meta
 
 from appliance.config import LinkConfig
 from appliance.protocol.signing import KeySigner, Signer
+from appliance.store.errors import Damaged
 from appliance.store.files import RealFiles, durable
+from appliance.store.keys import BoxKey
 
 FOLDER = "identity"
 _HUB, _AUTHORITY, _CERTIFICATE = "hub.json", "authority.pem", "certificate.pem"
 _SIGNING, _NEXT = "signing.key", "next.key"
+_SEALED = "identity:signing"
 
 
 class IdentityError(Exception):
@@ -60,7 +62,7 @@ class _Hub(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Identity(NamedTuple):
-    """An enrolled box. ``begins`` and ``ends``: of its certificate; ``chain``: the file of certificate and key."""
+    """An enrolled box. ``begins`` and ``ends``: of its certificate; ``chain``: the file of certificate and sealed key."""
 
     device: str
     signer: Signer
@@ -71,22 +73,25 @@ class Identity(NamedTuple):
     ends: dt.datetime
     broker: str
     parcel_key: str
+    password: str
+    """Opens the key in ``chain``."""
 
 
-def identity_of(state: Path, signer: Signer | None = None) -> Identity | None:
-    """The box's identity, ``None`` when it was never enrolled; raises ``IdentityError``. ``signer``: that of a token."""
+def identity_of(state: Path, key: BoxKey) -> Identity | None:
+    """The box's identity, ``None`` when it was never enrolled; raises ``IdentityError``."""
     folder = state / FOLDER
     if not (folder / _CERTIFICATE).exists():
         return None
     try:
         hub = msgspec.json.decode((folder / _HUB).read_bytes(), type=_Hub)
         certificate = x509.load_pem_x509_certificate((folder / _CERTIFICATE).read_bytes())
-        own = signer or KeySigner((folder / _SIGNING).read_bytes())
-    except (OSError, ValueError) as error:
+        own = KeySigner(key.unseal((folder / _SIGNING).read_bytes(), _SEALED))
+    except (OSError, ValueError, Damaged) as error:
         raise IdentityError(f"{folder}: can't be read ({error}); enrol this box again: bedside enrol") from error
     return Identity(
         device=hub.device,
         signer=own,
+        password=_password(key),
         hub_keys=tuple(hub.keys),
         chain=folder / _CERTIFICATE,
         authority=folder / _AUTHORITY,
@@ -124,13 +129,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def signing_key(state: Path) -> Signer:
-    """The key that this box signs with, made on first use."""
+def signing_key(state: Path, key: BoxKey) -> Signer:
+    """The key that this box signs with, made on first use; raises ``Damaged`` when another box key sealed it."""
     path = _folder(state) / _SIGNING
     if not path.exists():
         with durable(RealFiles(), path) as file:
-            file.write(os.urandom(32))
-    return KeySigner(path.read_bytes())
+            file.write(key.seal(os.urandom(32), _SEALED))
+    return KeySigner(key.unseal(path.read_bytes(), _SEALED))
 
 
 def new_keys(state: Path) -> None:
@@ -140,22 +145,22 @@ def new_keys(state: Path) -> None:
     RealFiles().sync_folder(state / FOLDER)
 
 
-def signing_request(state: Path, device: str) -> str:
+def signing_request(state: Path, device: str, box: BoxKey) -> str:
     """A certificate signing request (PEM) for a key made for it; asked again before it is granted, for the same key."""
     path = _folder(state) / _NEXT
     if not path.exists():
         made = ec.generate_private_key(ec.SECP256R1())
         with durable(RealFiles(), path) as file:
-            file.write(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            file.write(_sealed(made, box))
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(_next_key(path), SHA256())
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(_next_key(path, box), SHA256())
     return request.public_bytes(Encoding.PEM).decode()
 
 
-def install(state: Path, device: str, granted: Granted) -> None:
+def install(state: Path, device: str, granted: Granted, box: BoxKey) -> None:
     """Put a granted certificate in place, if it is for the key of the last request; raises ``IdentityError``."""
     folder = _folder(state)
-    key = _next_key(folder / _NEXT)
+    key = _next_key(folder / _NEXT, box)
     try:
         certificate = x509.load_pem_x509_certificate(granted.certificate.encode())
         authority = x509.load_pem_x509_certificate(granted.authority.encode())
@@ -168,21 +173,30 @@ def install(state: Path, device: str, granted: Granted) -> None:
     if certificate.public_key() != key.public_key():
         raise IdentityError("the certificate is for another key than this box asked for; nothing was changed")
     hub = _Hub(device=device, keys=list(granted.hub_keys), broker=granted.broker, parcel_key=granted.parcel_key)
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     for name, data in (
         (_AUTHORITY, granted.authority.encode()),
         (_HUB, msgspec.json.encode(hub)),
-        (_CERTIFICATE, certificate.public_bytes(Encoding.PEM) + private),
+        (_CERTIFICATE, certificate.public_bytes(Encoding.PEM) + _sealed(key, box)),
     ):
         with durable(RealFiles(), folder / name) as file:
             file.write(data)
     (folder / _NEXT).unlink(missing_ok=True)
 
 
-def _next_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def _sealed(key: ec.EllipticCurvePrivateKey, box: BoxKey) -> bytes:
+    """As PEM that OpenSSL opens with the password; that has 128 bits of its own, so few rounds are enough."""
+    builder = PrivateFormat.PKCS8.encryption_builder().kdf_rounds(1000)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, builder.build(_password(box).encode()))
+
+
+def _password(box: BoxKey) -> str:
+    return box.blind("bedside identity key 1")
+
+
+def _next_key(path: Path, box: BoxKey) -> ec.EllipticCurvePrivateKey:
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError) as error:
+        key = load_pem_private_key(path.read_bytes(), _password(box).encode())
+    except (OSError, ValueError, TypeError) as error:
         raise IdentityError("no certificate was asked for, or what asked for it is gone; ask again") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IdentityError(f"{path}: not an EC key; remove it and ask again")

@@ -27,12 +27,15 @@ _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
 _AGREES = dt.timedelta(minutes=5)
 
 
-def tls_context(config: LinkConfig, now: Callable[[], Moment]) -> ssl.SSLContext:
-    """The context for one connection as configured; ``now`` is the box's clock. Raises ``OSError`` or ``ValueError``."""
+def tls_context(config: LinkConfig, now: Callable[[], Moment], password: str = "") -> ssl.SSLContext:
+    """The context for one connection as configured; ``now`` is the box's clock, ``password`` opens the key.
+
+    Raises ``OSError`` or ``ValueError``.
+    """
     context = ssl.create_default_context(cafile=config.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if config.certificate_file:
-        context.load_cert_chain(config.certificate_file, config.key_file)
+        context.load_cert_chain(config.certificate_file, config.key_file, password or None)
     known = now()
     if known.uncertainty_s is None or abs(_time(known) - _system()) > _AGREES:
         context.verify_flags |= _NO_CHECK_TIME

@@ -29,7 +29,6 @@ from appliance.protocol.enrolment import (
     pin_of,
     read_answer,
 )
-from appliance.protocol.signing import Signer
 from appliance.store.credentials import (
     FOLDER,
     Granted,
@@ -39,9 +38,11 @@ from appliance.store.credentials import (
     signing_key,
     signing_request,
 )
+from appliance.store.errors import Damaged
 from appliance.store.files import RealFiles, durable
+from appliance.store.keys import open_key
 
-_PENDING = "pending.json"
+_PENDING, _SEALED = "pending", "identity:pending"
 _PATIENCE = 20.0
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
 
@@ -63,15 +64,15 @@ class Enrolled(NamedTuple):
     parcel_key: str
 
 
-def enrol(config: Config, url: str, code: str, signer: Signer | None = None) -> Enrolled:
+def enrol(config: Config, url: str, code: str) -> Enrolled:
     """Enrol over HTTPS at the hub's ``url``; raises ``EnrolmentError``, ``IdentityError`` or ``OSError``."""
-    pending = _pending(config, Code.parse(code), signer)
+    pending = _pending(config, Code.parse(code))
     return _take(config, pending, _ask(url, Code.parse(code), pending.request))
 
 
-def write_request(config: Config, folder: Path, code: str, signer: Signer | None = None) -> Path:
+def write_request(config: Config, folder: Path, code: str) -> Path:
     """Write the request for a hub that can't be reached, as a file to be carried there."""
-    pending = _pending(config, Code.parse(code), signer)
+    pending = _pending(config, Code.parse(code))
     path = folder / f"bedside-{pending.device.replace('/', '.')}{REQUEST_SUFFIX}"
     path.write_bytes(pending.request)
     return path
@@ -83,8 +84,9 @@ def take_answer(config: Config, path: Path) -> Enrolled:
     if path.is_dir():
         path = path / f"bedside-{device.replace('/', '.')}{ANSWER_SUFFIX}"
     try:
-        pending = msgspec.json.decode((config.state / FOLDER / _PENDING).read_bytes(), type=_Pending)
-    except (OSError, ValueError) as error:
+        sealed = (config.state / FOLDER / _PENDING).read_bytes()
+        pending = msgspec.json.decode(open_key(config.state, RealFiles()).unseal(sealed, _SEALED), type=_Pending)
+    except (OSError, ValueError, Damaged) as error:
         raise EnrolmentError(
             "this box asked for nothing; ask first: bedside enrol --offline FOLDER --code CODE"
         ) from error
@@ -92,18 +94,23 @@ def take_answer(config: Config, path: Path) -> Enrolled:
         return _take(config, pending, file.read(MAXIMUM + 1))
 
 
-def _pending(config: Config, code: Code, signer: Signer | None) -> _Pending:
+def _pending(config: Config, code: Code) -> _Pending:
+    RealFiles().make_folder(config.state / FOLDER)
     path, device = config.state / FOLDER / _PENDING, _device(config)
-    own = signer or signing_key(config.state)
+    key = open_key(config.state, RealFiles())
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=_Pending)
+        found = msgspec.json.decode(key.unseal(path.read_bytes(), _SEALED), type=_Pending)
         if found.code == code.text and found.device == device:
             return found
-    except (OSError, ValueError):
+    except (OSError, ValueError, Damaged):
         pass  # none, or of another time: it is made anew
-    made = _Pending(code.text, device, make_request(code, device, signing_request(config.state, device), own))
+    made = _Pending(
+        code.text,
+        device,
+        make_request(code, device, signing_request(config.state, device, key), signing_key(config.state, key)),
+    )
     with durable(RealFiles(), path) as file:
-        file.write(msgspec.json.encode(made))
+        file.write(key.seal(msgspec.json.encode(made), _SEALED))
     return made
 
 
@@ -113,9 +120,10 @@ def _take(config: Config, pending: _Pending, data: bytes) -> Enrolled:
     if answer.device != device:
         raise EnrolmentError(f"the answer is for {answer.device[:80]}, this box is {device}; see [device]")
     granted = Granted(answer.certificate, answer.authority, answer.hub_keys, answer.broker, answer.parcel_key)
-    install(config.state, device, granted)
+    key = open_key(config.state, RealFiles())
+    install(config.state, device, granted, key)
     (config.state / FOLDER / _PENDING).unlink(missing_ok=True)
-    found = identity_of(config.state)
+    found = identity_of(config.state, key)
     if found is None:
         raise IdentityError(f"{config.state / FOLDER}: the certificate is not there; enrol again")
     return Enrolled(device, found.ends, found.broker, found.parcel_key)

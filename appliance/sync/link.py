@@ -247,7 +247,7 @@ class Link:
             password = Path(config.password_file).read_text().strip() if config.password_file else None
             client.username_pw_set(config.username, password)
         if config.tls:
-            client.tls_set_context(tls_context(config, self._now))
+            client.tls_set_context(tls_context(config, self._now, identity.password if identity else ""))
         will = Properties(PacketTypes.WILLMESSAGE)
         will.WillDelayInterval = WILL_DELAY
         last = encode(self._status(False))

@@ -18,6 +18,7 @@ from appliance.protocol import messages
 from appliance.protocol.messages import Certificate, MessageError, Renewal, make_id
 from appliance.records import Moment
 from appliance.store.credentials import Granted, Identity, IdentityError, identity_of, install, signing_request
+from appliance.store.keys import BoxKey
 
 _log = structlog.get_logger(__name__)
 ASK_EVERY = 3600.0
@@ -30,12 +31,13 @@ class Renewals:
     def __init__(
         self,
         state: Path,
+        key: BoxKey,
         now: Callable[[], Moment],
         say: Callable[[str, bytes], None],
         note: Callable[[str, str, str], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._state = state
+        self._state, self._key = state, key
         self._now = now
         self._say = say
         self._note = note
@@ -45,7 +47,7 @@ class Renewals:
 
     def identity(self) -> Identity | None:
         """Who this box is, as it is on the disk now; raises ``IdentityError``."""
-        return identity_of(self._state)
+        return identity_of(self._state, self._key)
 
     def tend(self) -> None:
         """Ask, if it is time to. Raises ``IdentityError`` or ``OSError``."""
@@ -53,7 +55,7 @@ class Renewals:
         if identity is None or self._monotonic() - self._asked_at < ASK_EVERY or not self._is_due(identity):
             return
         self._asked_at = self._monotonic()
-        request = signing_request(self._state, identity.device)
+        request = signing_request(self._state, identity.device, self._key)
         self._asked = make_id("renewal", identity.device, request)
         self._say("renewal", messages.encode(Renewal(id=self._asked, signing_request=request)))
         _log.info("asked for a new certificate", ends=f"{identity.ends:%Y-%m-%d}")
@@ -66,7 +68,7 @@ class Renewals:
             if identity is None or answer.id != self._asked:
                 return
             granted = Granted(answer.certificate, answer.authority, answer.hub_keys, answer.broker, answer.parcel_key)
-            install(self._state, identity.device, granted)
+            install(self._state, identity.device, granted, self._key)
         except (MessageError, IdentityError) as error:
             _log.warning("the new certificate can't be used", error=str(error)[:200])
             return

@@ -41,7 +41,7 @@ class Standing:
         self._received = received
         self._changed = changed
         self._monotonic = monotonic
-        self._renewals = Renewals(store.folder, store.now, say, store.note, monotonic)
+        self._renewals = Renewals(store.folder, store.key, store.now, say, store.note, monotonic)
         self._looked_at = -_LOOK_EVERY
         self._made_at = -CHECKPOINT_EVERY
         self._said = False
