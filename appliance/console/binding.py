@@ -119,7 +119,7 @@ def offer(store: Store, who: Who, visit_id: str, capture_id: str = "", tx: Trans
     said = store.captures.get(capture_id).capture.patient if capture_id else Patient()
     present = store.attachments.current(capture_id, tx) if capture_id else None
     seen = present.revision if present else 0
-    shown = (who.session, capture_id, seen, visit.id, visit.is_open, visit.known, said)
+    shown = _shown_to(who, capture_id, seen, visit, said)
     return Offer(
         visit=visit,
         said=said,
@@ -187,6 +187,11 @@ def compare(known: Known, said: Patient) -> tuple[Compared, ...]:
         "age-and-sex": _bodies_agree(here, said),
     }
     return tuple(Compared(identifier=one, agrees=agreement[one]) for one in IDENTIFIERS)
+
+
+def _shown_to(who: Who, capture_id: str, seen: int, visit: Visit, said: Patient) -> tuple[object, ...]:
+    """All that a confirmation depends on."""
+    return who.session, capture_id, seen, visit.id, visit.is_open, visit.known, said
 
 
 def _checked(store: Store, tx: Transaction | None, who: Who, capture_id: str, confirmation: Confirmation) -> Offer:
