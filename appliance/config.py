@@ -40,6 +40,12 @@ class StorageConfig(Section, frozen=True, kw_only=True):
     keep_days: Annotated[
         int, field("Delivered captures stay on the box for at least this long", "days", ge=0, le=3650)
     ] = 90
+    write_budget: Annotated[
+        int,
+        field(
+            "Say so when more than this is written in a day besides captures; 0 means never", "MB", ge=0, le=1_000_000
+        ),
+    ] = 1000
 
 
 class DicomConfig(Section, frozen=True, kw_only=True):
@@ -118,7 +124,9 @@ class UltrasoundConfig(Section, frozen=True, kw_only=True):
     ] = "auto"
     area: Annotated[
         tuple[float, ...],
-        field("The picture on the screen as shares: top, left, bottom, right; empty: it is found, and can be confirmed"),
+        field(
+            "The picture on the screen as shares: top, left, bottom, right; empty: it is found, and can be confirmed"
+        ),
     ] = ()
     pre_roll: Annotated[float, field("A clip begins this long before it is asked for", "s", ge=0, le=30)] = 4.0
     longest_clip: Annotated[float, field("A clip ends by itself after", "s", ge=1, le=120)] = 20.0

@@ -21,10 +21,12 @@ import structlog
 from appliance import __version__
 from appliance.capture import footprint
 from appliance.capture.dicom import DicomDoor
+from appliance.capture.dicom_offer import services
 from appliance.capture.folder import FolderDoor
 from appliance.capture.intake import Intake
 from appliance.capture.stethoscope import Stethoscope
 from appliance.capture.video import VideoDoor
+from appliance.capture.worklist import WorklistClient
 from appliance.config import Config
 from appliance.console.server import ConsoleError, ConsoleServer
 from appliance.health import notify
@@ -32,6 +34,7 @@ from appliance.health.clock import Clock, kernel_synchronised
 from appliance.health.escalation import Escalation
 from appliance.health.status import say_serving
 from appliance.health.watchdog import Watchdog
+from appliance.health.writes import DiskWrites
 from appliance.inference import trust
 from appliance.inference.worker import Result, Worker
 from appliance.pipeline import Hide, Pipeline
@@ -40,9 +43,9 @@ from appliance.protocol.topics import Address
 from appliance.reading.ahead import LookAhead
 from appliance.reading.listening import listener
 from appliance.reading.requests import Described, ReadRequest, ReadSettings
-from appliance.store import notes
 from appliance.reading.stream import PreviewSound
 from appliance.records import Modality
+from appliance.store import notes
 from appliance.store.errors import StoreError
 from appliance.store.retention import Retention
 from appliance.store.store import Store
@@ -51,6 +54,7 @@ from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
 from appliance.sync.originals import MEMORY as ENCODER_MEMORY
 from appliance.sync.originals import EncodeSettings, Originals
+from appliance.sync.standing import Standing
 from appliance.sync.uplink import Uplink
 from appliance.view import attaching, bedside_view
 
@@ -96,10 +100,20 @@ class Daemon:
             ),
             memory_limit=config.models.memory_limit * _MB,
         )
-        self.uplink = Uplink(self.store, config.link, time.monotonic, lambda: self.clock.now().wall[:10])
+        self.uplink = Uplink(self.store, config.link, time.monotonic, self._day)
+        self._writes = DiskWrites(self.store, config.storage.write_budget, self._day)
         self.downlink = Downlink(self.store, self.uplink, self.clock, self._reply, self._arrived)
+        self.standing = Standing(self.store, self.address, self._say, self.downlink.received, self.wake_link)
         self.link = (
-            Link(config.link, self.address, self.uplink, self.downlink.received, self.status, self.clock.now)
+            Link(
+                config.link,
+                self.address,
+                self.uplink,
+                self.standing.received,
+                self.status,
+                self.clock.now,
+                self.standing.identity,
+            )
             if config.link.enabled
             else None
         )
@@ -112,7 +126,9 @@ class Daemon:
         self.intake = Intake(self.store, self.address.key, self.pipeline.notify, look_ahead)
         self.doors: dict[str, Door] = {}
         if config.dicom.enabled:
-            self.doors["dicom"] = DicomDoor(config.dicom, self.intake)
+            self.doors["dicom"] = DicomDoor(config.dicom, self.intake, services(config.dicom, self.store))
+        if config.worklist.enabled:
+            self.doors["worklist"] = WorklistClient(config.worklist, config.dicom, self.store)
         if config.folder.enabled:
             self.doors["folder"] = FolderDoor(config.folder, self.intake)
         self.ultrasound = VideoDoor(config.ultrasound, self.intake) if config.ultrasound.enabled else None
@@ -205,9 +221,11 @@ class Daemon:
             found.append("The disk is nearly full: new captures are refused until space is freed.")
         if not self.store.repair.clean and self.store.repair.missing:
             found.append(f"{len(self.store.repair.missing)} captures lost their file on the disk; check the disk.")
+        if worn := self._writes.problem():
+            found.append(worn)
         if damaged := len(self.store.captures.damaged):
             found.append(f"{damaged} captures can't be read from the journal; replace the disk, send them again.")
-        return found
+        return [*found, *self.standing.problems()]
 
     def _open(self, name: str) -> None:
         try:
@@ -235,12 +253,14 @@ class Daemon:
             self.store.reserve.hold()
         try:
             notes.take(self.store)
+            self.standing.tend()
             if take_carried(self.store.folder, self.downlink.received):
                 self.store.note("carried", "receipts", "from a stick")
             if time.monotonic() - self._tidied >= _TIDY_EVERY:
                 self._tidied = time.monotonic()
                 self._escalation.tend()
                 self._retention.tend()
+                self._writes.tend()
         except (StoreError, OSError) as error:
             _log.error("could not tend the captures; it is tried again", error=str(error))
 
@@ -282,6 +302,9 @@ class Daemon:
             stages["link"] = lambda: (link.progress, link.online)
         return stages
 
+    def _day(self) -> str:
+        return self.clock.now().wall[:10]
+
     def _reply(self, payload: bytes) -> None:
         if self.link is not None:
             self.link.reply(payload)
@@ -294,6 +317,10 @@ class Daemon:
 
         options, blind = options_of(self.config.deidentify), self.store.key.blind
         return lambda capture: hidden(capture, blind, options)
+
+    def _say(self, leaf: str, payload: bytes) -> None:
+        if self.link is not None:
+            self.link.say(leaf, payload)
 
     def _encoder(self) -> Worker:
         vault, key = str(self.store.vault.folder), str(self.store.folder)

@@ -142,6 +142,26 @@ def _read_only(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def check_writes(config: Config) -> Check:
+    """What the daemon wrote to its disk a day, besides captures, within ``storage.write_budget``."""
+    name, path, budget = "disk wear", config.state / "journal.sqlite", config.storage.write_budget
+    try:
+        with contextlib.closing(_read_only(path)) as connection:
+            rows = connection.execute(
+                "SELECT day, written - kept FROM usage WHERE written > 0 ORDER BY day DESC LIMIT 7"
+            ).fetchall()
+    except sqlite3.Error:
+        rows = []
+    if not rows:
+        return unsure(name, "nothing is known yet of what is written in a day")
+    day, most = max(rows, key=lambda row: int(row[1]))
+    found = f"at most {most >> 20} MB a day besides captures in the last {len(rows)} days (on {day})"
+    if budget and most > budget << 20:
+        remedy = "send the log of that day to support: flash that is written so much wears out within years"
+        return unsure(name, f"{found}; storage.write_budget is {budget}", remedy)
+    return well(name, found)
+
+
 def check_key(config: Config) -> Check:
     """The box key: there, closed to others, the one that sealed the journal."""
     name, path, journal = "box key", config.state / "box.key", config.state / "journal.sqlite"

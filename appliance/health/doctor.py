@@ -28,6 +28,7 @@ def run_checks(config: Config, *, daemon_running: bool | None = None) -> list[Ch
         ("daemon", lambda: _daemon(running=running)),
         ("state folder", lambda: check_box.check_state(config)),
         ("journal", lambda: check_box.check_journal(config)),
+        ("disk wear", lambda: check_box.check_writes(config)),
         ("box key", lambda: check_box.check_key(config)),
         ("clock", check_box.check_clock),
         ("memory", lambda: check_box.check_memory(config)),

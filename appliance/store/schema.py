@@ -223,6 +223,8 @@ CREATE TABLE token (
     wall TEXT NOT NULL,
     sealed BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
+ALTER TABLE usage ADD COLUMN written INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
 """
 """``identity_key``: name, birth date and sex, blinded; ``conflict``: why ``conflicts_with`` is set (codes of ``identity``).
 ``study`` and ``performed_…``: what tells whether a study is complete. ``commitment``: what a sender asked to have confirmed.

@@ -86,6 +86,7 @@ class BlobWriter:
         self._vault.files.make_folder(target.parent)
         self._vault.files.replace(self._temporary, target)
         self._vault.files.sync_folder(target.parent)
+        self._vault.written += len(self._header) + self._size + self._frames * _TAG
         return blob
 
     def abort(self) -> None:
@@ -104,13 +105,14 @@ class BlobWriter:
 
 
 class Vault:
-    """A folder of blobs: ``ab/abcdef….blob``."""
+    """A folder of blobs: ``ab/abcdef….blob``. ``written``: bytes of the blobs that this program has put there."""
 
     def __init__(self, folder: Path, key: BoxKey, files: Files | None = None) -> None:
         self.folder = folder
         self.key = key
         self.files: Files = files or RealFiles()
         self._serial = itertools.count()
+        self.written = 0
         self.files.make_folder(folder)
 
     def writer(self) -> BlobWriter:

@@ -429,7 +429,7 @@ class TestClockAndMachine:
 def test_every_point_that_fails_says_what_to_do(config: Config, tmp_path: Path) -> None:
     checks = run_checks(config)
     names = [check.name for check in checks]
-    assert len(set(names)) == len(names) == 15
+    assert len(set(names)) == len(names) == 16
     assert {"broker"} <= {check.name for check in checks if check.ok is False}
     assert all(check.remedy for check in checks if check.ok is False)
     assert not config.state.exists(), "a doctor changes nothing"
@@ -444,7 +444,7 @@ def test_a_point_that_cannot_be_examined_does_not_hide_the_others(
     monkeypatch.setattr(check_box, "check_journal", broken)
     checks = {check.name: check for check in run_checks(config)}
     fails(checks["journal"], "ZeroDivisionError", "report it")
-    assert len(checks) == 15
+    assert len(checks) == 16
 
 
 def test_the_doctor_leaves_no_threads_behind(config: Config, mosquitto: Mosquitto) -> None:
