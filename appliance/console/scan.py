@@ -35,8 +35,6 @@ _STATE_WAIT_S = 5.0
 _PACE_S = 0.2
 _LONGEST_S = 600.0
 
-visits.WAYS["scan"] = "/scan"
-
 Act = Callable[[VideoDoor, Request, Fields], Response]
 
 
@@ -44,7 +42,9 @@ def routes(site: Site) -> list[Guarded]:
     """The page's addresses; none where live ultrasound is not offered."""
     door = site.context.ultrasound
     if door is None:
+        visits.WAYS.pop("scan", None)
         return []
+    visits.WAYS["scan"] = "/scan"
     acts: dict[str, Act] = {
         "/scan/freeze": lambda door, request, form: _freeze(site, door, request, form),
         "/scan/clip": lambda door, request, form: _clip(site, door, request, form),
@@ -135,8 +135,12 @@ def _acting(site: Site, door: VideoDoor, act: Act) -> Callable[[Request], Awaita
         quiet = bool(form.text("quiet"))
         try:
             return await run_in_threadpool(act, door, request, form)
-        except NotNow as error:
-            return _refused(site, request, quiet, 409, N_("That can't be done just now."), str(error))
+        except NotNow:
+            hint = said(door.scan(), site.words(request)).hint
+            return _refused(site, request, quiet, 409, N_("That can't be done just now."), hint)
+        except ValueError:
+            remedy = N_("The top must lie above the bottom and the left before the right.")
+            return _refused(site, request, quiet, 422, N_("That can't be done just now."), remedy)
         except NoFrames:
             remedy = N_("Freeze or record again.")
             return _refused(site, request, quiet, 410, N_("Nothing of it is on the disk."), remedy)
@@ -204,10 +208,7 @@ def _area(door: VideoDoor, _request: Request, form: Fields) -> Response:
         door.search_area()
     elif what == "set":
         top, left, bottom, right = ((form.decimal(name) or 0.0) / 100 for name in ("top", "left", "bottom", "right"))
-        try:
-            door.confirm_area((top, left, bottom, right))
-        except ValueError as error:
-            raise NotNow(N_("The top must lie above the bottom and the left before the right.")) from error
+        door.confirm_area((top, left, bottom, right))
     else:
         raise NotHere
     return _back(form)
