@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     PrivateFormat,
     load_pem_private_key,
@@ -184,9 +185,9 @@ def install(state: Path, device: str, granted: Granted, box: BoxKey) -> None:
 
 
 def _sealed(key: ec.EllipticCurvePrivateKey, box: BoxKey) -> bytes:
-    """As PEM that OpenSSL opens with the password; that has 128 bits of its own, so few rounds are enough."""
-    builder = PrivateFormat.PKCS8.encryption_builder().kdf_rounds(1000)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, builder.build(_password(box).encode()))
+    """As PEM that OpenSSL opens with the password, which has 128 bits of its own."""
+    encryption = BestAvailableEncryption(_password(box).encode())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 def _password(box: BoxKey) -> str:
