@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
-from appliance.console import api, api_visits, pages, scan, sign, visits
+from appliance.console import api, api_visits, listen, pages, scan, sign, visits
 from appliance.console.binding import Unsure
 from appliance.console.context import Context
 from appliance.console.forms import NotAForm, read_form
@@ -66,6 +66,7 @@ def make_app(context: Context, *, upload_limit: int = UPLOAD_LIMIT, sessions: Se
         *pages.routes(site),
         *visits.routes(site),
         *scan.routes(site),
+        *listen.routes(site),
         *(sign.routes(site, sessions) if sessions is not None else ()),
         Guarded("/captures", hand_in, role=Role.NURSE, method="POST"),
         Guarded("/captures/{id}/agreement", agree, role=Role.NURSE, method="POST"),
@@ -90,7 +91,7 @@ def make_app(context: Context, *, upload_limit: int = UPLOAD_LIMIT, sessions: Se
             Middleware(Gate, sessions=sessions, routes=lambda: routes, refuse=site.problem, counts=site.counts),
         ],
     )
-    app.state.site = site
+    app.state.site, app.state.sessions, app.state.routes = site, sessions, routes
     return app
 
 
