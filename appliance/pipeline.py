@@ -26,8 +26,7 @@ from appliance.config import LinkConfig
 from appliance.inference.worker import Result
 from appliance.protocol import messages
 from appliance.protocol.messages import CapturePart, FindingPart, MeasurePart, ModelPart, OverlayPart
-from appliance.reading.preview import Preview
-from appliance.reading.requests import ReadRequest, known_of
+from appliance.reading.requests import Preview, ReadRequest, known_of
 from appliance.records import (
     ADVICE_NOT_DIAGNOSIS,
     Capture,
@@ -200,13 +199,14 @@ class Pipeline:
         small = self._preview(capture)
         if self._hide is not None and small is not None and small.media_type == "image/jpeg":
             small = None  # a name may be burned in: the preview is made of the cleaned picture
-        blob = store.vault.put(small.data) if small is not None and small.data else None
+        parts = [] if small is None else [(small.media_type, small.data), ("audio/ogg", small.sound)]
+        blobs = [(media_type, store.vault.put(data)) for media_type, data in parts if data]
         moment = store.now()
         critical = reading.triage is Triage.CRITICAL
 
         def report(tx: Transaction) -> None:
             _put_result(store, tx, self._device, Entered(capture, reading, sequence), self._hide)
-            if blob is not None and small is not None:
+            for media_type, blob in blobs:
                 store.transfers.put(
                     tx,
                     capture_id=capture.id,
@@ -214,7 +214,7 @@ class Pipeline:
                     priority=Priority.of("preview", reading.triage),
                     sha256=blob.sha256,
                     size=blob.size,
-                    media_type=small.media_type,
+                    media_type=media_type,
                     critical=critical,
                 )
             if self._sends_original(reading.triage) and store.vault.has(capture.sha256):

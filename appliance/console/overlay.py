@@ -6,11 +6,13 @@ What this module keeps true: the PNG covers the whole preview, so that a page on
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from appliance.records import Reading
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 SIDE = 320
 """Rows and columns of the PNG, which the browser stretches over the preview."""
@@ -20,6 +22,9 @@ _FLOOR = 0.15
 
 def overlay_png(reading: Reading) -> bytes | None:
     """The map of a reading as PNG (RGBA, ``SIDE`` × ``SIDE``), ``None`` when it has none that fits its shape."""
+    import cv2
+    import numpy as np
+
     rows, columns = reading.overlay_shape
     if rows < 1 or columns < 1 or len(reading.overlay) != rows * columns:
         return None
@@ -36,6 +41,8 @@ def overlay_png(reading: Reading) -> bytes | None:
 
 
 def _coloured(strength: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    import numpy as np
+
     shown = ((strength - _FLOOR) / (1.0 - _FLOOR)).clip(0.0, 1.0)
     bgra = np.empty((*strength.shape, 4), np.float32)
     bgra[..., 0] = 32.0

@@ -11,12 +11,11 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from appliance.reading.decode import DecodeError, decode
-from appliance.reading.prepared import Sound
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 LOWEST_HZ = 8000
 """Recordings at a lower rate are resampled to the first whole multiple of it that is not below this."""
@@ -25,6 +24,11 @@ _HELD = 3
 
 def wav_of(data: bytes) -> bytes | None:
     """The bytes of a WAV for the original in ``data``; ``None`` when it is no recording that can be decoded."""
+    import numpy as np
+
+    from appliance.reading.decode import DecodeError, decode
+    from appliance.reading.prepared import Sound
+
     try:
         sound = decode(data)
     except DecodeError:
@@ -61,6 +65,8 @@ class Player:
 
 def _wav(samples: npt.NDArray[np.float32], rate: int) -> bytes:
     """RIFF/WAVE, PCM 16 bit (Microsoft and IBM, Multimedia Programming Interface 1.0, 1991)."""
+    import numpy as np
+
     data = np.rint(samples.clip(-1.0, 1.0) * 32767.0).astype("<i2").tobytes()
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16)
     return (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from appliance.inference import heap
 from appliance.inference.catalogue import Catalogue
 from appliance.inference.trust import trusted
 from appliance.reading.live import LiveReader
@@ -37,6 +38,7 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None 
         folders, Path(wanted.cache), wanted.engine, None if wanted.trust is None else trusted(wanted.trust)
     )
     catalogue.open(wanted.warm or None)
+    heap.give_back()
     reader = Reader(catalogue)
     live = LiveReader(reader)
     blob = open_blob or _vault(wanted)
@@ -52,7 +54,8 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None 
     def answer(request: bytes) -> bytes:
         asked = requests.decode(request)
         if asked.describe:
-            catalogue.refresh()  # a plan that is finished, a bundle that was installed
+            if catalogue.refresh():  # a plan that is finished, a bundle that was installed
+                heap.give_back()
             return encoder.encode(_described(catalogue))
         if asked.live is not None:
             return encoder.encode(live.answer(asked.live, asked.known))

@@ -99,6 +99,14 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     live: LiveFrame | LiveSound | None = None
 
 
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """An encoded small picture; of a sound also what it sounds like (``sound``: OGG with Opus)."""
+
+    media_type: str
+    data: bytes
+    sound: bytes = b""
+
+
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that serves in this process, and what really runs it.
 

@@ -34,7 +34,6 @@ from appliance.store.journal import Transaction
 from appliance.store.outbox import Priority
 from appliance.store.store import Store
 from appliance.store.transfers import Due
-from appliance.sync.lossless import encoded
 
 _log = structlog.get_logger(__name__)
 
@@ -121,6 +120,7 @@ def serve(settings: bytes) -> Callable[[bytes], bytes]:
     from appliance.store.files import RealFiles
     from appliance.store.keys import open_key
     from appliance.store.vault import Vault
+    from appliance.sync.lossless import encoded
 
     wanted = msgspec.msgpack.decode(settings, type=EncodeSettings)
     vault = Vault(Path(wanted.vault), open_key(Path(wanted.key), RealFiles()))

@@ -18,7 +18,8 @@ def ours(folder: Path) -> int:
     """The DICOM door over the real store: encrypted, hashed, fsynced, row committed with synchronous=FULL."""
     from appliance.capture import footprint
 
-    footprint.never_decodes()  # as the daemon does
+    footprint.one_heap()  # both as ``bedside run`` does
+    footprint.never_decodes()
     from appliance.capture.dicom import DicomDoor
     from appliance.capture.intake import Intake
     from appliance.config import DicomConfig, StorageConfig
