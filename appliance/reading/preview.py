@@ -88,7 +88,7 @@ def clip(sound: Sound) -> bytes:
 
 
 def _opus_level(bits: int) -> float:
-    """libsndfile's compression level for a bit rate of one channel: 256 kbit/s at 0, 6 kbit/s at 1 (its ``ogg_opus.c``)."""
+    """The compression level that libsndfile (``ogg_opus.c``) takes for a bit rate: 256 kbit/s at 0, 6 kbit/s at 1."""
     return (256_000 - bits) / 250_000
 
 

@@ -86,7 +86,7 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     With ``preview`` the answer is the small picture of the capture in place of a reading; asked for right after the
     reading of the same capture, nothing is decoded again. With ``ahead`` it is only decoded and prepared, for a request
-    that follows, and the answer is empty. With ``describe`` the answer is ``Described``. With ``live`` it is a
+    that follows, and the answer is empty. With ``pixels`` the answer is ``raw.Raw``, of ``frame``. With ``describe`` the answer is ``Described``. With ``live`` it is a
     ``LiveAnswer``.
     """
 
@@ -94,6 +94,8 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
     sha256: str = ""
     preview: bool = False
+    pixels: bool = False
+    frame: int | None = None
     describe: bool = False
     ahead: bool = False
     live: LiveFrame | LiveSound | None = None

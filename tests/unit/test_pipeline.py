@@ -25,8 +25,9 @@ from tests.boxes import DEVICE, keep, open_store, reading
 class SimulatedReaders:
     """Answers as ``script`` says, one entry a request, ``ok`` when it has ended; remembers what was asked."""
 
-    def __init__(self, *script: str, triage: Triage = Triage.ROUTINE) -> None:
+    def __init__(self, *script: str, triage: Triage = Triage.ROUTINE, sound: bytes = b"") -> None:
         self.script = list(script)
+        self.sound = sound
         self.triage = triage
         self.asked: list[ReadRequest] = []
 
@@ -36,7 +37,7 @@ class SimulatedReaders:
         future: Future[Result] = Future()
         status = "ok" if asked.preview or not self.script else self.script.pop(0)
         body: Any = (
-            Preview(media_type="image/jpeg", data=b"jpeg " + asked.sha256.encode())
+            Preview(media_type="image/jpeg", data=b"jpeg " + asked.sha256.encode(), sound=self.sound)
             if asked.preview
             else reading(asked.known.capture_id, self.triage)
         )
