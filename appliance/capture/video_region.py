@@ -27,6 +27,7 @@ _MOVES = 1.0  # grey levels of mean change between frames: a codec's noise on st
 _STROKE = 13  # pixels at SIDE: what is thinner than this is text, a ruler, a bar's edge
 _SMALLEST, _LARGEST = 0.04, 0.93  # shares of the screen
 _SOLID = 0.8  # a sector or rectangle fills this share of its own hull
+_INK, _BLACK = 30, 14  # grey levels
 _CHANGED_LEVELS, _CHANGED_SHARE = 40, 0.03
 
 
@@ -105,7 +106,7 @@ def find(frames: list[Bytes], rows: int, columns: int, colour: float = 0.0) -> F
     moving = cv2.blur(steps, (5, 5)) > _MOVES
     if np.count_nonzero(moving) < 0.004 * height * width:
         return Found(None, STILL)
-    component = _component(stack.max(axis=0), moving)
+    component = _component(stack.max(axis=0), stack.min(axis=0), moving)
     if component is None:
         return Found(None, NO_PICTURE)
     area = float(np.count_nonzero(component)) / (height * width)
@@ -119,11 +120,15 @@ def find(frames: list[Bytes], rows: int, columns: int, colour: float = 0.0) -> F
     return Found(_at_full_size(outline, _furniture(stack, steps, component, outline), (height, width), rows, columns))
 
 
-def _component(lit: Bytes, moving: npt.NDArray[np.bool_]) -> Bytes | None:
-    """1 on the area that holds most of what moves; ``None`` when that is too small or hardly moves."""
+def _component(lit: Bytes, still: Bytes, moving: npt.NDArray[np.bool_]) -> Bytes | None:
+    """1 on the area that holds most of what moves; ``None`` when that is too small or hardly moves.
+
+    ``lit`` and ``still`` are the brightest and the darkest value of each pixel over time.
+    """
     soft = cv2.GaussianBlur(lit.astype(np.float32), (0, 0), 1.2)
     floor, bright = (float(value) for value in np.percentile(soft, (2, 99.5)))
     above = ((soft > floor + max(4.0, 0.05 * (bright - floor))) | moving).astype(np.uint8)
+    above[_writing(lit, still)] = 0
     closed = cv2.morphologyEx(above, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_STROKE, _STROKE))
     opened = cv2.morphologyEx(np.pad(closed, 1), cv2.MORPH_OPEN, kernel)[1:-1, 1:-1]
@@ -137,6 +142,13 @@ def _component(lit: Bytes, moving: npt.NDArray[np.bool_]) -> Bytes | None:
     if size < _SMALLEST * lit.size or active[best] < 0.15 * size:
         return None
     return np.asarray(labels == best, dtype=np.uint8)
+
+
+def _writing(lit: Bytes, still: Bytes) -> npt.NDArray[np.bool_]:
+    """Where something thin, bright and still stands on black: text beside the picture must not grow together with it."""
+    ground = cv2.morphologyEx(lit, cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
+    strokes = ((cv2.subtract(still, ground) > _INK) & (ground < _BLACK)).astype(np.uint8)
+    return np.asarray(cv2.dilate(strokes, np.ones((3, 3), np.uint8)) > 0)
 
 
 def _sides_touched(component: Bytes) -> int:
