@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from appliance.console.bands import BANDS
 from appliance.console.context import StatusView
 from appliance.console.lines import Line, person
+from appliance.console.listen_words import PLACES
 from appliance.console.words import N_, Words
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Finding, Measure, Modality, Moment, Patient, Reading, Triage
 from appliance.store.attachments import Identifier
@@ -24,13 +25,7 @@ MODALITIES: dict[Modality, str] = {
     Modality.LUNG_SOUND: N_("Lung sound"),
     Modality.OTHER: N_("Other file"),
 }
-POSITIONS: dict[str, str] = {
-    "aortic": N_("Aortic area (right of the breastbone, at the top)"),
-    "pulmonary": N_("Pulmonary area (left of the breastbone, at the top)"),
-    "erb": N_("Erb's point (left of the breastbone, in the middle)"),
-    "tricuspid": N_("Tricuspid area (left of the breastbone, below)"),
-    "mitral": N_("Mitral area (the apex of the heart)"),
-}
+POSITIONS = PLACES
 _LEVELS = {
     "critical": N_("Critical"),
     "urgent": N_("Urgent"),
