@@ -27,6 +27,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -45,6 +46,7 @@ PDU_SIZE = 1 << 17
 PDU_MOST = 1 << 20
 _COMMAND_MOST = 1 << 16
 _DATA_MOST = 1 << 22
+QUIET = 0.5
 _WAIT = 0.25
 _P_DATA_TF = 4
 _HEAD = 10  # PDU type, reserved, PDU length, item length; no PDU is shorter
@@ -94,8 +96,8 @@ def usable() -> str:
 class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
     """Takes messages apart; a C-STORE's data set goes to its sink, everything else to pynetdicom.
 
-    ``report`` sends an N-EVENT-REPORT between whatever else goes on in the association, on the association's own thread, and
-    gives the answer's status to a callback; pynetdicom's own ``send_n_event_report`` takes the peer's next request for it.
+    ``report`` sends an N-EVENT-REPORT on the association's own thread, and gives the answer's status to a callback. It is sent
+    once the peer has been quiet for ``QUIET`` seconds: many take whatever comes next for the answer to their last request.
     """
 
     message: Any
@@ -110,6 +112,7 @@ class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         self._sending = threading.Lock()  # the parts of two messages must not mix
         self._reports: queue.SimpleQueue[tuple[Any, int, Answered]] = queue.SimpleQueue()
         self._answers: dict[int, Answered] = {}
+        self._active = 0.0
 
     @property
     def streaming(self) -> int:
@@ -118,6 +121,7 @@ class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
 
     def receive_primitive(self, primitive: Any) -> None:
         """Take the fragments of a P-DATA-TF. What can't be understood ends the association."""
+        self._active = time.monotonic()
         try:
             for context_id, data in primitive.presentation_data_value_list:
                 if self._sink is not None:
@@ -166,6 +170,7 @@ class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
             self._sink = None
             answer = P_DATA()
             answer.presentation_data_value_list.append((context_id, b"\x03" + response))
+            self._active = time.monotonic()
             with self._sending:
                 self.dul.send_pdu(answer)
 
@@ -183,7 +188,7 @@ class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         """The next message for pynetdicom, ``(None, None)`` when none came for a while."""
         if block:
             return super().get_msg(block=True)
-        while not self._reports.empty():
+        while not self._reports.empty() and self._sink is None and time.monotonic() - self._active >= QUIET:
             primitive, number, answered = self._reports.get()
             self._answers[primitive.MessageID] = answered
             self.send_msg(primitive, number)
