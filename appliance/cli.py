@@ -17,6 +17,7 @@ import typer
 
 from appliance.cli_console import console_code
 from appliance.cli_deidentify import deidentify
+from appliance.cli_devices import devices
 from appliance.cli_identity import audit_app, enrol, erase
 from appliance.cli_models import models_app
 from appliance.cli_provision import backup, provision, stick
@@ -51,6 +52,7 @@ app.add_typer(audit_app, name="audit")
 app.command()(enrol)
 app.command()(erase)
 app.command()(deidentify)
+app.command()(devices)
 app.command("console-code")(console_code)
 app.command()(provision)
 app.command()(backup)
