@@ -1,6 +1,6 @@
 """``bedside devices``: the sound inputs that are plugged in now, by the names that the configuration takes.
 
-What this module keeps true: it sees what the daemon would see, by the same way; the input that would be recorded from is marked.
+What this module keeps true: it sees what the daemon would see, by the same way; what would be recorded from is marked.
 """
 
 from __future__ import annotations
