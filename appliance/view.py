@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import TimeoutError as NotYet  # the builtin one only from Python 3.11 on
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from appliance import __version__
 from appliance.capture.add import SOURCE
@@ -17,7 +20,9 @@ from appliance.capture.intake import Facts, IntakeError
 from appliance.capture.video_takes import Also, Attach, Whose
 from appliance.console.binding import Held, Who, compare, held
 from appliance.console.context import Context, Door, Serving, StatusView, Upload
+from appliance.health.power import power
 from appliance.pipeline import report_again
+from appliance.reading.requests import Raw, ReadRequest, known_of
 from appliance.records import Modality, Moment, Patient
 from appliance.store import audit, usage
 from appliance.store.captures import Kept
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from appliance.daemon import Daemon
 
 _AGREED = "agreement"
+_PIXELS = 3  # after every capture that waits to be read
 
 
 def bedside_view(daemon: Daemon) -> Context:
@@ -38,6 +44,7 @@ def bedside_view(daemon: Daemon) -> Context:
         add=lambda upload: _add(daemon, upload),
         note_agreement=lambda capture_id, agree, by: _note(daemon, capture_id, by, agree=agree),
         agreement=lambda capture_id: _agreement(daemon, capture_id),
+        pixels=lambda capture_id: _pixels(daemon, capture_id),
         ultrasound=daemon.ultrasound,
         stethoscope=daemon.stethoscope,
         report_again=lambda tx, one: report_again(daemon.store, tx, daemon.address.key, one, daemon.hide),
@@ -61,6 +68,7 @@ def _status(daemon: Daemon) -> StatusView:
     messages, message_bytes = store.outbox.totals()
     transfers, transfer_bytes = store.transfers.totals()
     now = daemon.clock.now()
+    supply = power()
     return StatusView(
         version=__version__,
         link_configured=link is not None,
@@ -88,6 +96,8 @@ def _status(daemon: Daemon) -> StatusView:
         ),
         model_problems=daemon.described.problems,
         building=daemon.described.building,
+        on_mains=supply.on_mains,
+        battery=supply.battery,
         doors=tuple(_door(daemon, name) for name in daemon.doors),
         problems=tuple(daemon.problems()),
     )
@@ -112,6 +122,24 @@ def _preview(daemon: Daemon, capture_id: str) -> tuple[str, bytes] | None:
         if transfer.kind == "preview" and daemon.store.vault.has(transfer.sha256):
             return transfer.media_type, daemon.store.vault.read(transfer.sha256)
     return None
+
+
+def _pixels(daemon: Daemon, capture_id: str) -> Raw | None:
+    """The stored values of a picture, from the reading process; a nurse waits, and captures go before her all the same."""
+    entry = daemon.store.captures.get(capture_id)
+    reading = daemon.store.captures.reading(capture_id)
+    if entry.removed or not daemon.store.vault.has(entry.capture.sha256):
+        return None
+    frame = reading.overlay_frame if reading is not None and reading.overlay else None
+    request = ReadRequest(known=known_of(entry.capture), sha256=entry.capture.sha256, pixels=True, frame=frame)
+    limit = daemon.config.models.time_limit
+    future = daemon.worker.submit(msgspec.msgpack.encode(request), _PIXELS, limit, preview="pixels")
+    try:
+        result = future.result(timeout=limit)
+    except NotYet:
+        future.cancel()
+        return None
+    return msgspec.msgpack.decode(result.body, type=Raw) if result.status == "ok" else None
 
 
 def _add(daemon: Daemon, upload: Upload) -> Kept:

@@ -19,6 +19,7 @@ from appliance.console.context import Context, Door, Serving, StatusView, Upload
 from appliance.console.server import ConsoleServer
 from appliance.health.clock import Clock
 from appliance.protocol.messages import Command, ReviewMessage, make_id
+from appliance.reading.requests import Raw
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Code, Engine, Finding, Modality, Patient, Reading, Refusal, Triage
 from appliance.store.captures import Kept
 from appliance.store.outbox import Priority
@@ -65,6 +66,7 @@ class World:
         self.store = Store(StorageConfig(state=str(folder / "state"), refuse_below=16, reserve=4), self.clock.now)
         self.intake = Intake(self.store, "site-1/box-1")
         self.previews: dict[str, tuple[str, bytes]] = {}
+        self.greys: dict[str, Raw] = {}
         self.agreements: dict[str, bool] = {}
         self.uploads: list[Upload] = []
         self.status_view = StatusView(
@@ -89,6 +91,7 @@ class World:
             store=self.store,
             status=self._status,
             preview=self.previews.get,
+            pixels=self.greys.get,
             add=self._add,
             note_agreement=self._note,
             agreement=self.agreements.get,

@@ -120,6 +120,24 @@ def overlay(site: Site, request: Request) -> Response:
     return _no_picture(site, request) if png is None else Response(png, media_type="image/png")
 
 
+def pixels(site: Site, request: Request) -> Response:
+    """The stored grey values: 16 bits each, little-endian, with what belongs to them in the headers."""
+    whole = site.whole(request.path_params["id"])
+    if whole.entry.removed:
+        return _removed(site, request)
+    raw = site.context.pixels(whole.line.id)
+    if raw is None or not raw.rows:
+        return _no_picture(site, request)
+    headers = {
+        "x-rows": str(raw.rows),
+        "x-columns": str(raw.columns),
+        "x-offset": str(raw.offset),
+        "x-window": f"{raw.low:g} {raw.high:g}",
+        "x-invert": "1" if raw.invert else "0",
+    }
+    return Response(raw.data, media_type="application/octet-stream", headers=headers)
+
+
 def original(site: Site, request: Request) -> Response:
     """The file as it came."""
     whole = site.whole(request.path_params["id"])
@@ -186,6 +204,14 @@ ROUTES: tuple[ApiRoute, ...] = (
         "The activation map, to lay over the preview",
         "image/png",
         overlay,
+        role=NURSE,
+    ),
+    ApiRoute(
+        "/api/captures/{id}/pixels",
+        "GET",
+        "Its grey values, 16 bits; X-Rows, X-Columns, X-Offset, X-Window (low, high) and X-Invert say what they are",
+        "application/octet-stream",
+        pixels,
         role=NURSE,
     ),
     ApiRoute(

@@ -13,6 +13,7 @@ import msgspec
 from appliance.capture.stethoscope import Stethoscope
 from appliance.capture.video import VideoDoor
 from appliance.console.binding import Held
+from appliance.reading.requests import Raw
 from appliance.records import Modality, Record
 from appliance.store.captures import Kept
 from appliance.store.journal import Transaction
@@ -49,8 +50,8 @@ class StatusView(Record, frozen=True, kw_only=True):
     ``link_problem``: cause and remedy, empty when there is none. ``waiting_*`` and ``sent_bytes`` (since the journal began)
     count what is for the hub. ``captures``: number in each state, ``set_aside`` and ``conflicts`` beside. ``free_bytes``:
     what is left before new captures are refused. ``clock_uncertainty_s``: ``None`` when no clock source has been trusted
-    since the box was switched on. ``wall``: the box's time, RFC 3339 in UTC. ``building``: the engine that is being built now,
-    empty when none is.
+    since the box was switched on. ``on_mains`` and ``battery`` (0 to 1): ``None`` where no sensor says. ``wall``: the
+    box's time, RFC 3339 in UTC. ``building``: the engine that is being built now, empty when none is.
     """
 
     version: str = ""
@@ -68,6 +69,8 @@ class StatusView(Record, frozen=True, kw_only=True):
     models: tuple[Serving, ...] = ()
     model_problems: tuple[str, ...] = ()
     building: str = ""
+    on_mains: bool | None = None
+    battery: float | None = None
     doors: tuple[Door, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -98,6 +101,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     ``add``: keep a file, durable on return; raises ``appliance.capture.intake.IntakeError``.
     ``note_agreement``: the health worker (an id) agrees (``True``) or not with the reading of a capture; durable on return.
     ``agreement``: what was noted last, ``None`` when nothing was.
+    ``pixels``: capture id to the stored grey values of its picture; ``None`` when there are none, or not now.
     ``report_again``: called in the transaction that says whose a capture is, so that the hub learns it (see ``binding``).
     ``wake``: called after it: there is something to send.
     ``device``: ``site/name``, the issuer of the numbers that this box gives to patients who have none.
@@ -112,6 +116,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     agreement: Callable[[str], bool | None] = lambda _: None
     ultrasound: VideoDoor | None = None
     stethoscope: Stethoscope | None = None
+    pixels: Callable[[str], Raw | None] = lambda _: None
     report_again: Callable[[Transaction, str], None] = lambda _tx, _capture_id: None
     wake: Callable[[], None] = lambda: None
     device: str = "site-1/box-1"

@@ -65,6 +65,7 @@ def _answer(site: Site, request: Request) -> Response:
         reading=whole.reading,
         reviews=whole.reviews[::-1],
         sound=capture.modality in _SOUNDS or kind(capture.media_type).startswith("audio/"),
+        pixels=not whole.entry.removed,
         agreement=site.context.agreement(capture.id),
         has_overlay=whole.reading is not None and bool(whole.reading.overlay),
         labels={finding.id: finding.label for finding in (whole.reading.findings if whole.reading else ())},

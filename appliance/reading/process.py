@@ -16,6 +16,7 @@ from appliance.inference.catalogue import Catalogue
 from appliance.inference.trust import trusted
 from appliance.reading.live import LiveReader
 from appliance.reading.preview import Preview, preview
+from appliance.reading.raw import raw
 from appliance.reading.reader import Looked, Reader
 from appliance.reading.requests import Described, ReadRequest, ReadSettings, Serving
 
@@ -68,6 +69,8 @@ def serve(settings: bytes, open_blob: Callable[[str], bytes | bytearray] | None 
         if asked.ahead:
             last.append(looked)
             return b""
+        if asked.pixels:
+            return encoder.encode(raw(looked.capture, asked.frame))
         if asked.preview:
             shown = preview(looked.capture) if looked.capture is not None else Preview(media_type="", data=b"")
             return encoder.encode(shown)

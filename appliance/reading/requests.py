@@ -85,9 +85,9 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One capture to read: a plain file (``path``) or a blob of the vault (``sha256``), and what is known of it.
 
     With ``preview`` the answer is the small picture of the capture in place of a reading; asked for right after the
-    reading of the same capture, nothing is decoded again. With ``ahead`` it is only decoded and prepared, for a request
-    that follows, and the answer is empty. With ``pixels`` the answer is ``raw.Raw``, of ``frame``. With ``describe`` the answer is ``Described``. With ``live`` it is a
-    ``LiveAnswer``.
+    reading of the same capture, nothing is decoded again. With ``ahead`` it is only decoded and prepared, for a
+    request that follows, and the answer is empty. With ``pixels`` the answer is ``Raw``, of ``frame``. With
+    ``describe`` the answer is ``Described``. With ``live`` it is a ``LiveAnswer``.
     """
 
     known: Known = Known()
@@ -107,6 +107,22 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     media_type: str
     data: bytes
     sound: bytes = b""
+
+
+class Raw(msgspec.Struct, frozen=True, kw_only=True):
+    """Grey values, row by row, unsigned 16-bit little-endian; ``offset`` is to be added for the stored value.
+
+    ``low`` to ``high``: the values that the sender's window (or else all there is) spreads from black to white; ``invert``:
+    the other way round (MONOCHROME1). ``rows`` is 0 where there is nothing to window.
+    """
+
+    rows: int = 0
+    columns: int = 0
+    offset: int = 0
+    low: float = 0.0
+    high: float = 1.0
+    invert: bool = False
+    data: bytes = b""
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from appliance.capture.intake import StoreFull
@@ -15,6 +16,7 @@ from appliance.config import ConsoleConfig
 from appliance.console import api, api_visits
 from appliance.console.guard import named
 from appliance.console.server import ConsoleError, ConsoleServer
+from appliance.reading.requests import Raw
 from appliance.records import Measure, Modality, Patient, Triage
 from appliance.store.store import Store
 from tests.console_world import World, finding, png, wav
@@ -392,6 +394,20 @@ def test_the_preview_is_what_the_box_made_and_only_a_picture(world: World) -> No
     assert world.client.get(f"/api/captures/{capture}/preview").content == png(shade=22)
     world.previews[capture] = ("text/html", b"<script>")
     assert world.client.get(f"/api/captures/{capture}/preview").status_code == 404
+
+
+def test_the_stored_values_come_with_all_their_depth_and_what_they_mean(world: World) -> None:
+    capture = world.keep(png(shade=31))
+    assert world.client.get(f"/api/captures/{capture}/pixels").status_code == 404
+    values = np.arange(12, dtype="<u2").reshape(3, 4) * 5000
+    world.greys[capture] = Raw(
+        rows=3, columns=4, offset=-32768, low=-100.0, high=900.5, invert=True, data=values.tobytes()
+    )
+    answer = world.client.get(f"/api/captures/{capture}/pixels")
+    assert answer.status_code == 200, answer.text
+    assert np.array_equal(np.frombuffer(answer.content, "<u2").reshape(3, 4), values)
+    said = {name: answer.headers[f"x-{name}"] for name in ("rows", "columns", "offset", "window", "invert")}
+    assert said == {"rows": "3", "columns": "4", "offset": "-32768", "window": "-100 900.5", "invert": "1"}
 
 
 def test_a_recording_of_any_rate_is_played_as_a_rate_that_browsers_take(world: World) -> None:

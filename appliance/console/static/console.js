@@ -66,12 +66,58 @@ function live() {
   document.addEventListener("visibilitychange", refresh);
 }
 
-// ---- the picture
+// ---- the picture: zoomed, moved, and windowed over all its stored values once somebody asks for more than the preview
+
+async function stored(url) {
+  const answer = await fetch(url, { credentials: "same-origin" });
+  if (!answer.ok) throw new Error("no stored values");
+  const head = (name) => answer.headers.get(name);
+  const [low, high] = head("X-Window").split(" ").map(Number);
+  const bytes = await answer.arrayBuffer();
+  const values = new Uint16Array(bytes); // little-endian, as every machine with a browser is
+  return { rows: Number(head("X-Rows")), columns: Number(head("X-Columns")), offset: Number(head("X-Offset")), low, high, invert: head("X-Invert") === "1", values };
+}
+
+function windowed(canvas, grey, centre, width) {
+  const table = new Uint8ClampedArray(65536), low = centre - width / 2;
+  for (let value = 0; value < 65536; value += 1) {
+    const shown = (value + grey.offset - low) / width * 255;
+    table[value] = grey.invert ? 255 - Math.min(255, Math.max(0, shown)) : shown;
+  }
+  const pen = canvas.getContext("2d"), picture = pen.createImageData(grey.columns, grey.rows);
+  const out = new Uint32Array(picture.data.buffer);
+  for (let i = 0; i < grey.values.length; i += 1) out[i] = 0xff000000 | table[grey.values[i]] * 0x010101;
+  pen.putImageData(picture, 0, 0);
+}
 
 function picture(card) {
   const sheet = card.querySelector(".sheet"), stage = card.querySelector(".stage");
   const photo = card.querySelector(".photo"), overlay = card.querySelector(".overlay");
   const look = { brightness: 100, contrast: 100 };
+  let canvas = null, grey = null, asked = false, drawing = false;
+
+  const draw = () => {
+    drawing = false;
+    if (!grey) {
+      photo.style.filter = `brightness(${look.brightness}%) contrast(${Math.min(look.contrast, 300)}%)`;
+      return;
+    }
+    const whole = grey.high - grey.low, up = grey.invert ? 1 : -1;
+    windowed(canvas, grey, (grey.low + grey.high) / 2 + up * whole * (look.brightness - 100) / 100, Math.max(1, whole * 100 / look.contrast));
+  };
+  const redraw = () => {
+    if (stage.dataset.pixels && !asked) {
+      asked = true;
+      stored(stage.dataset.pixels).then((found) => {
+        canvas = document.createElement("canvas");
+        canvas.width = found.columns; canvas.height = found.rows;
+        canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", photo.alt);
+        canvas.style.width = photo.clientWidth && !sheet.classList.contains("zoomed") ? `${photo.clientWidth}px` : "";
+        grey = found; draw(); photo.replaceWith(canvas);
+      }).catch(() => {}); // the preview's brightness does then
+    }
+    if (!drawing) { drawing = true; requestAnimationFrame(draw); }
+  };
   const set = {
     opacity: (value) => { if (overlay) overlay.style.opacity = value / 100; },
     zoom: (value) => {
@@ -79,18 +125,43 @@ function picture(card) {
       const y = (stage.scrollTop + stage.clientHeight / 2) / stage.scrollHeight;
       if (!sheet.dataset.width && sheet.clientWidth) sheet.dataset.width = sheet.clientWidth;
       sheet.classList.toggle("zoomed", value > 100);
+      stage.classList.toggle("grab", value > 100);
       sheet.style.width = value > 100 ? `${sheet.dataset.width * value / 100}px` : "";
+      if (canvas) canvas.style.width = value > 100 ? "" : `${sheet.dataset.width}px`;
       stage.scrollLeft = x * stage.scrollWidth - stage.clientWidth / 2;
       stage.scrollTop = y * stage.scrollHeight - stage.clientHeight / 2;
     },
-    brightness: (value) => { look.brightness = value; filter(); },
-    contrast: (value) => { look.contrast = value; filter(); },
+    brightness: (value) => { look.brightness = value; redraw(); },
+    contrast: (value) => { look.contrast = value; redraw(); },
   };
-  const filter = () => { photo.style.filter = `brightness(${look.brightness}%) contrast(${look.contrast}%)`; };
-  for (const input of card.querySelectorAll("[data-set]")) {
-    input.closest("[data-scripted]").hidden = false;
-    input.addEventListener("input", () => set[input.dataset.set](Number(input.value)));
-  }
+  const inputs = [...card.querySelectorAll("[data-set]")];
+  const turn = (input, value) => { input.value = value; set[input.dataset.set](Number(input.value)); };
+  for (const scripted of card.querySelectorAll("[data-scripted]")) scripted.hidden = false;
+  for (const input of inputs) input.addEventListener("input", () => set[input.dataset.set](Number(input.value)));
+  card.querySelector("[data-reset]")?.addEventListener("click", () => { for (const input of inputs) turn(input, input.defaultValue); });
+
+  const zoom = inputs.find((input) => input.dataset.set === "zoom"), fingers = new Map();
+  let apart = 0;
+  const spread = () => { const [one, two] = [...fingers.values()]; return Math.hypot(one.x - two.x, one.y - two.y); };
+  stage.addEventListener("wheel", (wheel) => {
+    if (!wheel.ctrlKey && !wheel.altKey) return;
+    wheel.preventDefault();
+    turn(zoom, Number(zoom.value) - wheel.deltaY);
+  }, { passive: false });
+  stage.addEventListener("pointerdown", (down) => {
+    fingers.set(down.pointerId, { x: down.clientX, y: down.clientY });
+    if (fingers.size === 2) apart = spread() / Number(zoom.value);
+    if (stage.classList.contains("grab")) { stage.setPointerCapture(down.pointerId); stage.classList.add("held"); }
+  });
+  stage.addEventListener("pointermove", (move) => {
+    const before = fingers.get(move.pointerId);
+    if (!before) return;
+    fingers.set(move.pointerId, { x: move.clientX, y: move.clientY });
+    if (fingers.size === 2 && apart) turn(zoom, Math.round(spread() / apart));
+    else if (stage.classList.contains("grab")) { stage.scrollLeft += before.x - move.clientX; stage.scrollTop += before.y - move.clientY; }
+  });
+  for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, (up) => { fingers.delete(up.pointerId); stage.classList.remove("held"); });
+
   const missing = () => {
     const note = document.createElement("p");
     note.className = "missing";
