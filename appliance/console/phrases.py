@@ -70,6 +70,7 @@ _UNITS = {
 _TRUSTED_S = 60.0
 """Beyond this uncertainty, seconds, a time of day is shown as about."""
 _LOW_SPACE = 2_000_000_000
+_LOW_BATTERY = 0.2
 
 
 class Tile(NamedTuple):
@@ -256,7 +257,19 @@ class Phrases:
 
     def tiles(self, status: StatusView) -> tuple[Tile, ...]:
         """The status bar."""
-        return (self._link(status), self._storage(status), self._clock(status), self._models(status))
+        tiles = (self._link(status), self._storage(status), self._clock(status), self._models(status))
+        return tiles if status.on_mains is None and status.battery is None else (*tiles, self._power(status))
+
+    def _power(self, status: StatusView) -> Tile:
+        _ = self._
+        more = "" if status.battery is None else _.percent(status.battery)
+        if status.on_mains is not False:
+            return Tile("power", "good", _("Power"), _("Plugged in"), (_("The mains are there."),), more)
+        if status.battery is not None and status.battery < _LOW_BATTERY:
+            remedy = _("Plug the box in, or finish and switch it off: everything that was taken is saved.")
+            return Tile("power", "problem", _("Power"), _("Battery low"), (remedy,), more)
+        remedy = _("Go on working. Plug the box in when the mains are back.")
+        return Tile("power", "notice", _("Power"), _("On battery"), (remedy,), more)
 
     def _link(self, status: StatusView) -> Tile:
         _ = self._
@@ -321,6 +334,8 @@ class Phrases:
             remedy = _("Captures are kept and sent, and not read. Install a model: see the handbook.")
             return Tile("models", "problem", _("Models"), _("None"), (remedy, *status.model_problems))
         text = _.ngettext("{count} ready", "{count} ready", len(status.models))
+        if status.building:
+            details.insert(0, _("A faster engine is being built; what is ready goes on serving until then."))
         if status.model_problems:
             return Tile("models", "notice", _("Models"), text, (*details, *status.model_problems))
         return Tile("models", "good", _("Models"), text, tuple(details))
