@@ -1,0 +1,185 @@
+"""The stethoscope's page: what it shows in every state, whose a recording becomes, and that an old page does no harm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+
+from appliance.capture.stethoscope import Live
+from appliance.capture.stethoscope_messages import Failure
+from appliance.capture.stethoscope_positions import PLACES
+from appliance.console import binding
+from appliance.console.binding import Confirmation
+from appliance.console.listen import shown
+from appliance.console.listen_words import GUIDANCE, TROUBLE, WHY
+from appliance.console.listen_words import PLACES as SAID
+from appliance.console.sessions import EVERYBODY
+from appliance.console.words import words
+from appliance.records import Patient
+from tests.contract.test_console_words import Marked, untranslated
+from tests.listening_world import ListeningWorld
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[ListeningWorld]:
+    made = ListeningWorld(tmp_path)
+    yield made
+    made.close()
+
+
+def until(world: ListeningWorld, phase: str) -> Live:
+    deadline = time.monotonic() + 10
+    while (live := world.stethoscope.live()).phase != phase:
+        assert time.monotonic() < deadline, live
+        time.sleep(0.01)
+    return live
+
+
+def post(world: ListeningWorld, what: str, **fields: str) -> httpx.Response:
+    return world.client.post(f"/listen/{what}", data=fields, headers={"origin": world.url})
+
+
+def confirmed(world: ListeningWorld) -> tuple[str, str]:
+    """A visit and the ticket of who confirmed it."""
+    store = world.store
+    patient = Patient(id="17", name="Otieno^Amina", sex="F", age_years=34.0)
+    known = store.journal.write(lambda tx: store.patients.enter(tx, patient, "site-1/box-1"))
+    visit = store.journal.write(lambda tx: store.patients.open_visit(tx, known, world.clock.now(), origin=""))
+    seal = binding.offer(store, EVERYBODY, visit.id).seal
+    sure = Confirmation(visit=visit.id, seal=seal, confirmed=("number", "name"))
+    return visit.id, binding.ticket(store, EVERYBODY, sure)
+
+
+def test_three_taps_make_a_capture_of_the_confirmed_patient(world: ListeningWorld) -> None:
+    visit, ticket = confirmed(world)
+    page = world.client.get("/listen", params={"ticket": ticket})
+    assert "Amina" in page.text
+    post(world, "begin", place="mitral", ticket=ticket)  # the place that was tapped, then "Start"
+    live = until(world, "stopped")  # by itself
+    assert live.why == "enough"
+    answer = post(world, "keep", recording=live.recording, place="mitral", ticket=ticket)
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/listen?place=mitral&ticket=")
+    capture = world.store.captures.latest()[0].capture
+    assert (capture.patient.id, capture.encounter_id, capture.position) == ("17", visit, "mitral")
+    assert world.store.attachments.of_visit(visit) == [capture.id]
+    again = world.client.get(answer.headers["location"])
+    assert f"/captures/{capture.id}" in again.text
+    assert again.text.count("recorded") == 1, "the list says what is done already"
+
+
+def test_without_a_confirmed_patient_a_recording_waits_to_be_confirmed(world: ListeningWorld) -> None:
+    assert "waits to be confirmed" in world.client.get("/listen").text
+    world.sound = world.sound[:16000]  # too short for enough
+    post(world, "begin", place="lung-back-lower-left")
+    world.sources[-1].reached.wait(10)
+    post(world, "end", place="lung-back-lower-left")
+    live = until(world, "stopped")
+    post(world, "keep", recording=live.recording, place="lung-back-lower-left")
+    capture = world.store.captures.latest()[0].capture
+    assert (capture.patient, capture.encounter_id) == (Patient(), "")
+    assert world.store.attachments.waiting() == [capture.id]
+
+
+def test_a_ticket_that_no_longer_holds_begins_nothing(world: ListeningWorld) -> None:
+    _, ticket = confirmed(world)
+    forged = ticket[:-1] + ("0" if ticket[-1] != "0" else "1")
+    answer = post(world, "begin", place="mitral", ticket=forged)
+    assert answer.status_code == 409
+    assert "The confirmation has ended" in answer.text
+    assert not world.sources
+
+
+def test_an_old_page_can_neither_keep_nor_throw_away_another_recording(world: ListeningWorld) -> None:
+    post(world, "begin", place="mitral")
+    live = until(world, "stopped")
+    for what in ("keep", "discard"):
+        assert post(world, what, recording="0" * 32, place="mitral").status_code == 409
+    assert post(world, "begin", place="nowhere").status_code == 409
+    assert world.stethoscope.live() == live
+    assert post(world, "discard", recording=live.recording, place="mitral").status_code == 303
+    assert world.store.captures.latest() == []
+
+
+def test_a_write_from_another_site_is_refused(world: ListeningWorld) -> None:
+    answer = world.client.post("/listen/begin", data={"place": "mitral"}, headers={"origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert not world.sources
+
+
+def test_what_is_heard_comes_as_events_in_the_visitors_language(world: ListeningWorld) -> None:
+    world.waits = 60
+    post(world, "begin", place="mitral")
+    assert world.sources[-1].reached.wait(10)
+    with world.client.stream("GET", "/listen/events?refresh", headers={"accept-language": "fr"}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        line = next(line for line in stream.iter_lines() if line.startswith("data: "))
+    told = msgspec.json.decode(line.removeprefix("data: "))
+    assert told["phase"] == "recording"
+    assert told["needed"] == 12.0
+    assert "battements" in told["count"]
+    assert 0 < len(told["wave"]) <= 600
+    assert max(told["wave"]) > 100
+
+
+@pytest.mark.parametrize("code", list(TROUBLE))
+def test_each_trouble_is_said_with_what_to_do(world: ListeningWorld, code: str) -> None:
+    world.sound = np.zeros(0, np.int32)
+    world.failure = Failure(code=code, what="DATA", remedy="DATA")  # type: ignore[arg-type]  # each of the codes
+    post(world, "begin", place="mitral")
+    until(world, "idle")
+    assert TROUBLE[code] in world.client.get("/listen").text.replace("&#39;", "'")
+
+
+def test_the_page_says_no_word_past_the_catalogue_in_any_state(
+    world: ListeningWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.console.site.words", Marked)
+    _, ticket = confirmed(world)
+
+    of_the_status_bar = {"chest", "xray", "onnxruntime", "CPUExecutionProvider"}
+
+    def left() -> list[str]:
+        return [
+            word
+            for address in (f"/listen?ticket={ticket}", "/listen", "/listen?ticket=x.y.z.w", "/listen?place=erb")
+            for word in untranslated(world.client.get(address).text)
+            if word not in {"Amina", "Otieno", *of_the_status_bar}
+        ]
+
+    assert left() == []
+    world.waits = 60
+    post(world, "begin", place="aortic", ticket=ticket)
+    until(world, "recording")
+    assert left() == []
+    world.sources[-1].go_on.set()
+    post(world, "keep", recording=until(world, "stopped").recording, place="aortic", ticket=ticket)
+    assert left() == []
+
+
+def test_every_place_guidance_and_reason_has_words() -> None:
+    assert set(SAID) == set(PLACES)
+    from appliance.capture.stethoscope_finish import _WHY
+    from appliance.capture.stethoscope_messages import Trouble
+
+    assert set(TROUBLE) == set(Trouble.__args__)
+    assert set(WHY) == set(_WHY) - {""}
+    source = (Path(__file__).parents[2] / "appliance" / "reading" / "listening.py").read_text()
+    for code in GUIDANCE:
+        assert f'"{code}"' in source, f"nothing ever says {code}"
+
+
+def test_numbers_are_written_as_the_language_writes_them() -> None:
+    assert shown(Live(), words("en")).count == "0 of 1 clean beats"
+    assert shown(Live(lost_s=0.2), words("en")).lost
+
+
+def test_a_box_without_a_stethoscope_says_so(world: ListeningWorld) -> None:
+    world.server._app.state.site.context = msgspec.structs.replace(world.context, stethoscope=None)
+    assert world.client.get("/listen").status_code == 404
