@@ -77,13 +77,17 @@ class Sender:
         self._stop.set()
         self._thread.join()
 
+    def send(self) -> None:
+        """Send one image."""
+        image = self._image()
+        with contextlib.suppress(Exception):  # the box was killed meanwhile: not acknowledged, so nothing is owed
+            if self._store(image):
+                self.acknowledged[str(image.SOPInstanceUID)] = hashlib.sha256(image.PixelData).hexdigest()
+        self.sent += 1
+
     def _serve(self) -> None:
         while not self._stop.is_set():
-            image = self._image()
-            with contextlib.suppress(Exception):  # the box was killed meanwhile: not acknowledged, so nothing is owed
-                if self._store(image):
-                    self.acknowledged[str(image.SOPInstanceUID)] = hashlib.sha256(image.PixelData).hexdigest()
-            self.sent += 1
+            self.send()
             self._stop.wait(float(self._random.uniform(0.05, 0.6)))
 
     def _store(self, image: Dataset) -> bool:

@@ -12,6 +12,7 @@ original is the stretches, each decoded, one after another. Codecs:
 ``deflate``   zlib (RFC 1950)
 ``jpeg-ls``   one frame, ISO/IEC 14495-1 lossless; samples of 1 or 2 bytes, little-endian, colours by pixel
 ``jpeg-2000`` one grey frame, ISO/IEC 15444-1 codestream, reversible; samples as above
+``jpeg-xl``   one frame, ISO/IEC 18181 lossless (codestream or file format); samples as above, colours by pixel
 ``flac``      RFC 9639; signed little-endian samples of 2 or 3 bytes, channels interleaved
 """
 
@@ -28,7 +29,7 @@ import msgspec
 ENCODING = "bedside-original-1"
 MAGIC = b"BSORIG1\n"
 
-Codec = Literal["raw", "deflate", "jpeg-ls", "jpeg-2000", "flac"]
+Codec = Literal["raw", "deflate", "jpeg-ls", "jpeg-2000", "jpeg-xl", "flac"]
 
 _MOST_PARTS = 100_000
 
@@ -99,9 +100,7 @@ def _decoded(part: Part) -> bytes:
     if part.codec == "deflate":
         return _inflated(part)
     try:
-        if part.codec == "flac":
-            return _sound(part)
-        return _jpeg_ls(part) if part.codec == "jpeg-ls" else _jpeg_2000(part)
+        return _DECODERS[part.codec](part)
     except OriginalError:
         raise
     except (RuntimeError, ValueError, KeyError, struct.error) as error:  # what the codecs raise for damaged bytes
@@ -142,6 +141,47 @@ def _jpeg_2000(part: Part) -> bytes:
     return bytes(np.ascontiguousarray(decode(part.data, j2k_format=0), dtype=f"<u{part.width}").tobytes())
 
 
+def _jpeg_xl(part: Part) -> bytes:
+    import numpy as np
+    from imagecodecs import jpegxl_decode
+
+    rows, columns = _size_of_jpeg_xl(part.data)
+    if part.size not in (rows * columns * part.width, rows * columns * part.width * 3):
+        raise OriginalError("a JPEG XL frame has another size than is announced")
+    return bytes(np.ascontiguousarray(jpegxl_decode(part.data, numthreads=1)).astype(f"<u{part.width}").tobytes())
+
+
+def _size_of_jpeg_xl(data: bytes) -> tuple[int, int]:
+    """Rows and columns, from the size header (ISO/IEC 18181-1, D.2); raises ``OriginalError``."""
+    at = 0
+    if data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":  # the file format (18181-2): boxes, the codestream in one of them
+        at = 12
+        while data[at + 4 : at + 8] not in (b"jxlc", b""):
+            at += max(8, int.from_bytes(data[at : at + 4], "big"))
+        at += 8
+    if data[at : at + 2] != b"\xff\x0a":
+        raise OriginalError("a JPEG XL frame does not begin as one")
+    bits, taken = int.from_bytes(data[at + 2 : at + 18], "little"), 0
+
+    def take(count: int) -> int:
+        nonlocal taken
+        value = bits >> taken & ((1 << count) - 1)
+        taken += count
+        return value
+
+    small = take(1)
+
+    def side() -> int:
+        return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    rows = side()
+    ratio = _RATIOS[take(3)]
+    return rows, rows * ratio[0] // ratio[1] if ratio else side()
+
+
+_RATIOS: tuple[tuple[int, int] | None, ...] = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
 def _sound(part: Part) -> bytes:
     import numpy as np
     import soundfile
@@ -153,3 +193,6 @@ def _sound(part: Part) -> bytes:
             return bytes(file.read(dtype="int16", always_2d=True).astype("<i2").tobytes())
         wide = np.ascontiguousarray(file.read(dtype="int32", always_2d=True)).astype("<i4")
     return bytes(wide.view(np.uint8).reshape(-1, 4)[:, 1:].tobytes())  # 24 bits stand in the upper three bytes
+
+
+_DECODERS = {"jpeg-ls": _jpeg_ls, "jpeg-2000": _jpeg_2000, "jpeg-xl": _jpeg_xl, "flac": _sound}

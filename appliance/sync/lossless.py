@@ -1,4 +1,4 @@
-"""The smallest lossless form of an original: pixels by JPEG-LS or JPEG 2000, sound by FLAC, everything else deflated.
+"""The smallest lossless form of an original: pixels by JPEG-LS, JPEG 2000 or JPEG XL, sound by FLAC, everything else deflated.
 
 What this module keeps true: nothing is decided by what a file claims: whatever its header says wrongly, the result is
 restored and compared before it is used (``originals.exact``). Big-endian, bit-packed and already compressed pixels are
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,10 @@ from appliance.protocol.originals import Part, deflated, packed
 _IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 _MOST_PIXELS = 1 << 27
 _TRIED = 4
-"""Frames of a cine on which both codecs are tried; the better one takes the rest."""
+"""Frames of a cine on which all codecs are tried; the best one takes the rest."""
+_MOST_FOR_XL = 40 << 20
+"""Bytes of all frames above which JPEG XL is not tried: at 0.15 s a megabyte the process's time would run out."""
+_XL_EFFORT = 5
 
 
 class _Stretch(NamedTuple):
@@ -56,21 +60,25 @@ def _dicom(plain: bytes) -> list[Part] | None:
         return None
     end = stretch.start + stretch.frames * stretch.size
     found = [deflated(plain[: stretch.start])]
-    codecs = (_jpeg_ls, _jpeg_2000) if stretch.samples == 1 else (_jpeg_ls,)
+    codecs: list[Callable[[bytes, _Stretch], Part | None]] = [_jpeg_ls]
+    if stretch.samples == 1:
+        codecs.append(_jpeg_2000)
+    if stretch.frames * stretch.size <= _MOST_FOR_XL:
+        codecs.append(_jpeg_xl)
     for number in range(stretch.frames):
         at = stretch.start + number * stretch.size
         frame = plain[at : at + stretch.size]
         made = [part for codec in codecs if (part := codec(frame, stretch)) is not None]
         best = min([*made, Part("raw", len(frame), frame)], key=_cost)
         if number >= _TRIED - 1 and len(codecs) > 1:
-            codecs = (_jpeg_2000,) if best.codec == "jpeg-2000" else (_jpeg_ls,)
+            codecs = [{"jpeg-2000": _jpeg_2000, "jpeg-xl": _jpeg_xl}.get(best.codec, _jpeg_ls)]
         found.append(best)
     return [*found, deflated(plain[end:])]
 
 
 def _cost(part: Part) -> float:
-    """JPEG 2000 takes five times as long to decode as JPEG-LS: it must be worth it."""
-    return len(part.data) * (1.01 if part.codec == "jpeg-2000" else 1.0)
+    """JPEG 2000 and JPEG XL take two to five times as long to decode as JPEG-LS: it must be worth it."""
+    return len(part.data) * (1.01 if part.codec in ("jpeg-2000", "jpeg-xl") else 1.0)
 
 
 def _pixels(plain: bytes) -> _Stretch | None:
@@ -130,6 +138,17 @@ def _jpeg_2000(frame: bytes, stretch: _Stretch) -> Part | None:
     except (RuntimeError, ValueError):
         return None
     return Part("jpeg-2000", len(frame), bytes(data), stretch.width)
+
+
+def _jpeg_xl(frame: bytes, stretch: _Stretch) -> Part | None:
+    from imagecodecs import jpegxl_encode
+
+    values, _ = _samples(frame, stretch)
+    try:
+        data = jpegxl_encode(values, lossless=True, effort=_XL_EFFORT, numthreads=1)
+    except (RuntimeError, ValueError):
+        return None
+    return Part("jpeg-xl", len(frame), bytes(data), stretch.width)
 
 
 def _wave(plain: bytes) -> list[Part] | None:

@@ -80,15 +80,16 @@ def is_exact(container: bytes, plain: bytes) -> bool:
     return exact(container, hashlib.sha256(plain).hexdigest(), len(plain)) and b"".join(restored(container)) == plain
 
 
+PIXELS = {"jpeg-ls", "jpeg-2000", "jpeg-xl"}
 FILES = {
-    "explicit": (dicom(radiograph()), {"jpeg-ls", "jpeg-2000"}),
-    "implicit": (dicom(radiograph(), syntax=ImplicitVRLittleEndian), {"jpeg-ls", "jpeg-2000"}),
-    "8-bit": (dicom((radiograph() >> 4).astype("u1"), 8), {"jpeg-ls", "jpeg-2000"}),
-    "dark": (dicom(radiograph(bits=7), 12), {"jpeg-ls", "jpeg-2000"}),
-    "16-bit": (dicom(radiograph(bits=16), 16), {"jpeg-ls", "jpeg-2000"}),
-    "empty": (dicom(np.zeros((100, 90), "<u2")), {"jpeg-ls", "jpeg-2000", "deflate"}),
-    "cine": (dicom(np.stack([(radiograph(90, 80) >> 4).astype("u1")] * 7), 8), {"jpeg-ls", "jpeg-2000"}),
-    "colour": (dicom(np.stack([(radiograph() >> 4).astype("u1")] * 3, -1), 8), {"jpeg-ls"}),
+    "explicit": (dicom(radiograph()), PIXELS),
+    "implicit": (dicom(radiograph(), syntax=ImplicitVRLittleEndian), PIXELS),
+    "8-bit": (dicom((radiograph() >> 4).astype("u1"), 8), PIXELS),
+    "dark": (dicom(radiograph(bits=7), 12), PIXELS),
+    "16-bit": (dicom(radiograph(bits=16), 16), PIXELS),
+    "empty": (dicom(np.zeros((100, 90), "<u2")), {*PIXELS, "deflate"}),
+    "cine": (dicom(np.stack([(radiograph(90, 80) >> 4).astype("u1")] * 7), 8), PIXELS),
+    "colour": (dicom(np.stack([(radiograph() >> 4).astype("u1")] * 3, -1), 8), {"jpeg-ls", "jpeg-xl"}),
     "sound-16": (wave("PCM_16"), {"flac"}),
     "sound-24-stereo": (wave("PCM_24", 2), {"flac"}),
     "sound-float": (wave("FLOAT"), {"deflate"}),
@@ -110,6 +111,7 @@ def test_any_file_comes_back_byte_for_byte(name: str) -> None:
 
 def test_a_native_radiograph_is_as_small_as_the_best_codecs_own_file() -> None:
     import openjpeg.utils
+    from imagecodecs import jpegxl_encode
     from jpeg_ls import encode_buffer
 
     for noise in (0.5, 4.0, 30.0):
@@ -118,9 +120,27 @@ def test_a_native_radiograph_is_as_small_as_the_best_codecs_own_file() -> None:
         best = min(
             len(encode_buffer(pixels.tobytes(), 700, 600, 1, 12)),
             len(openjpeg.utils.encode_array(pixels, bits_stored=12)),
+            len(jpegxl_encode(pixels, lossless=True, effort=7, numthreads=1)),
         )
         header = len(plain) - pixels.nbytes
         assert len(encoded(plain, "application/dicom")) <= 1.02 * (best + header)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (256, 8), (64, 80), (90, 160), (301, 207), (700, 1400), (3000, 20)])
+@pytest.mark.parametrize("kind", ["u1", "<u2", "colour"])
+def test_the_size_of_a_jpeg_xl_frame_is_known_before_it_is_decoded(shape: tuple[int, int], kind: str) -> None:
+    from imagecodecs import jpegxl_encode
+
+    pixels = RNG.integers(0, 200, (*shape, 3) if kind == "colour" else shape).astype("u1" if kind == "colour" else kind)
+    data = bytes(jpegxl_encode(pixels, lossless=True, effort=1, numthreads=1))
+    width = pixels.dtype.itemsize
+    assert b"".join(restored(packed([Part("jpeg-xl", pixels.nbytes, data, width)]))) == pixels.tobytes()
+    with pytest.raises(OriginalError, match="another size"):
+        list(restored(packed([Part("jpeg-xl", pixels.nbytes + 1, data, width)])))
+    with pytest.raises(OriginalError):
+        list(restored(packed([Part("jpeg-xl", pixels.nbytes, data[: len(data) // 2], width)])))
+    with pytest.raises(OriginalError, match="does not begin"):
+        list(restored(packed([Part("jpeg-xl", pixels.nbytes, b"\0" + data, width)])))
 
 
 @pytest.mark.parametrize(
