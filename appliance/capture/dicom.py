@@ -101,6 +101,11 @@ class DicomDoor:
             return self._counts.copy()
 
     @property
+    def under_way(self) -> int:
+        """How many associations there are now."""
+        return len(self._server.active_associations) if self._server is not None else 0
+
+    @property
     def port(self) -> int:
         """The port really bound."""
         return int(self._server.server_address[1]) if self._server is not None else self._config.port
