@@ -130,11 +130,12 @@ class Outbox:
         """Send everything of a capture again (the hub asked for it); how many rows."""
         return tx.run("UPDATE outbox SET state = 'waiting', reason = '' WHERE capture_id = ?", capture_id)
 
-    def waiting(self, limit: int = 500) -> list[Item]:
-        """What waits, most urgent first."""
+    def waiting(self, limit: int = 500, after: tuple[int, int] = (-1, 0)) -> list[Item]:
+        """What waits, most urgent first; ``after``: only what comes later than this (priority, sequence)."""
         rows = self._journal.all(
             "SELECT sequence, id, capture_id, leaf, priority, critical, sha256, size FROM outbox"
-            " WHERE state = 'waiting' ORDER BY priority, sequence LIMIT ?",
+            " WHERE state = 'waiting' AND (priority, sequence) > (?, ?) ORDER BY priority, sequence LIMIT ?",
+            *after,
             limit,
         )
         return [Item(*row) for row in rows]

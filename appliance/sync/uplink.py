@@ -99,6 +99,7 @@ class Uplink:
         self._awaiting: dict[str, float] = {}
         self._held: dict[str, float] = {}
         self._ready: deque[Item] = deque()
+        self._taken_up_to = (-1, 0)
         self._payloads: dict[str, bytes] = {}
         self._sending: dict[str, _Sending] = {}
         self._changed = True
@@ -205,8 +206,10 @@ class Uplink:
             sending.cursor = max(sending.cursor, sending.confirmed)
 
     def _send_next(self, now: float) -> bool:
-        if self._changed or (not self._ready and len(self._awaiting) <= AWAITING * 3 // 4):
+        if self._changed:
             self._reload()
+        elif not self._ready and len(self._awaiting) <= AWAITING * 3 // 4:
+            self._take_more()
         message = next((item for item in self._ready if self._may(item.critical)), None)
         sending = self._next_transfer(now) if self._sending else None
         if message is not None and (sending is None or message.priority <= sending.transfer.priority):
@@ -218,8 +221,13 @@ class Uplink:
         self._changed = False
         waiting = self._store.outbox.waiting(AWAITING + len(self._awaiting) + len(self._held))
         fresh = [item for item in waiting if item.id not in self._awaiting and item.id not in self._held]
+        self._ready.clear()
+        self._taken_up_to = (-1, 0)
         room = AWAITING - len(self._awaiting)
-        self._ready = deque(fresh[:room] if room > 0 else [item for item in fresh if item.critical])
+        if room > 0:
+            self._take_up(fresh[:room])
+        else:
+            self._ready.extend(item for item in fresh if item.critical)
         waiting_transfers = self._store.transfers.waiting(16 + len(self._held))
         present = self._sending
         self._sending = {
@@ -227,6 +235,16 @@ class Uplink:
             for item in waiting_transfers
             if item.id not in self._held
         }
+
+    def _take_more(self) -> None:
+        """Nothing has changed and what was taken up has been sent: go on behind it, without reading it all again."""
+        more = self._store.outbox.waiting(AWAITING - len(self._awaiting), self._taken_up_to)
+        self._take_up([item for item in more if item.id not in self._awaiting and item.id not in self._held])
+
+    def _take_up(self, items: list[Item]) -> None:
+        self._ready.extend(items)
+        if items:
+            self._taken_up_to = (items[-1].priority, items[-1].sequence)
 
     def _begin(self, transfer: Transfer) -> _Sending:
         sending = _Sending(transfer)
