@@ -75,7 +75,8 @@ class Authority:
         known = {*self._published(), folder.absolute()}
         _replace(self.folder / "published", "".join(f"{one}\n" for one in sorted(known)).encode(), 0o600)
         _replace(folder / "ca.pem", self.pem.encode(), 0o644)
-        _replace(folder / "crl.pem", (self.folder / "crl.pem").read_bytes(), 0o644)
+        for name in ("crl.pem", "hub.pem"):
+            _replace(folder / name, (self.folder / name).read_bytes(), 0o644)
 
     def sealing_secret(self) -> bytes:
         """Bytes that only this authority has, to derive keys for sealing from."""
@@ -101,9 +102,20 @@ class Authority:
         shown = [_general_name(one) for one in dict.fromkeys(names)]
         return self._files(what, names[0], shown, ExtendedKeyUsageOID.SERVER_AUTH, folder)
 
-    def for_hub(self) -> tuple[Path, Path]:
-        """The certificate and key that the hub shows to the broker; made anew."""
-        return self._files("hub", HUB_NAME, [], ExtendedKeyUsageOID.CLIENT_AUTH)
+    def for_hub(self) -> Path:
+        """The certificate that the hub shows to the broker, with its key in ``hub.key``; made anew.
+
+        It is signed by itself: the broker's port for hubs takes this one certificate, and none of the boxes'.
+        """
+        key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.timezone.utc)
+        name, ends = _name(HUB_NAME), now + dt.timedelta(days=SERVER_DAYS)
+        builder = _builder(name, name, key.public_key(), key, now - _EARLIER, ends, ca=False)
+        purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+        builder = builder.serial_number(x509.random_serial_number()).add_extension(purpose, critical=False)
+        _replace(self.folder / "hub.key", _private(key), 0o600)
+        certificate = self.folder / "hub.pem"
+        _replace(certificate, builder.sign(key, SHA256()).public_bytes(Encoding.PEM), 0o644)
+        return certificate
 
     def revoke(self, serials: Iterable[str], now: dt.datetime) -> None:
         """Write the list of what is revoked: these and no others. Its end is the authority's own: see ``docs/hub.md``."""

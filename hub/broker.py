@@ -2,8 +2,8 @@
 
 What this module keeps true: without a certificate of the authority nobody speaks to the broker; the common name of a box's
 certificate is its user name *and* its client id, so that it can neither publish nor read under another's topics nor take
-another's session over; revoked certificates are refused (after a reload). The hub has a port of its own, where one
-certificate may open several sessions.
+another's session over; revoked certificates are refused (after a reload). The hub has a port of its own, where its one
+certificate may open several sessions and no box's is taken.
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ def write_broker(
     acl.write_text(_ACL, encoding="utf-8")
     acl.chmod(0o600)
     security = [
-        f"cafile {(folder / 'ca.pem').absolute()}",
         f"certfile {certificate.absolute()}",
         f"keyfile {key.absolute()}",
-        f"crlfile {(folder / 'crl.pem').absolute()}",
         "tls_version tlsv1.3",
         "require_certificate true",
         "use_identity_as_username true",
@@ -67,9 +65,12 @@ def write_broker(
         "",
         f"listener {ports.boxes} {ports.address}",
         "use_username_as_clientid true",
+        f"cafile {(folder / 'ca.pem').absolute()}",
+        f"crlfile {(folder / 'crl.pem').absolute()}",
         *security,
         "",
         f"listener {ports.hub} {ports.hub_address}",
+        f"cafile {(folder / 'hub.pem').absolute()}",
         *security,
     ]
     configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")

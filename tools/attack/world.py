@@ -7,11 +7,16 @@ planted (``PLANTED``) is what no attacker may find.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
+import json
 import os
 import pwd
 import shutil
 import signal
+import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -44,6 +49,7 @@ class World:
         self.link = FaultProxy(self.boxes_port)
         self.authority = folder / "authority"
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._access = ""
         self._environment = {**os.environ, "CREDENTIALS_DIRECTORY": str(folder / "credentials")}
 
     def start(self, *, with_box: bool = True) -> None:
@@ -87,10 +93,115 @@ class World:
         """What a command of a box says."""
         return self._command("bedside", *arguments, "--config", str(self.configuration(of)))
 
+    def capture(self) -> str:
+        """Send an image of the planted patient as an X-ray machine does; its SOP Instance UID."""
+        import pydicom
+        from pydicom.data import get_testdata_file
+        from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
+        from pynetdicom import AE
+
+        image = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
+        image.Modality, image.BodyPartExamined, image.ViewPosition = "CR", "CHEST", "PA"
+        image.PatientName, image.PatientID = PLANTED[0].replace(" ", "^"), PLANTED[1]
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        entity = AE(ae_title="XRAY")
+        entity.add_requested_context(image.SOPClassUID, image.file_meta.TransferSyntaxUID)
+        association = entity.associate("127.0.0.1", self.dicom, ae_title="BEDSIDE")
+        if not association.is_established:
+            raise RuntimeError("the box did not take the X-ray machine's association")
+        status = association.send_c_store(image).get("Status")
+        association.release()
+        if status != 0:
+            raise RuntimeError(f"the box did not keep the image: {status}")
+        return str(image.SOPInstanceUID)
+
+    def deliver(self) -> str:
+        """A capture that is wholly at the hub; its id."""
+        before = {one["id"] for one in self.cases()}
+        self.capture()
+        new = self.wait("the case at the hub", lambda: {one["id"] for one in self.cases()} - before)
+        self.wait("delivery", lambda: not self.counts()["waiting"])
+        return str(next(iter(new)))
+
+    def speak(self) -> None:
+        """Have box and hub say something on their topics."""
+        self.review(self.deliver())
+
+    def review(self, case: str) -> None:
+        """A radiologist's word on a case, at the hub."""
+        seen = self._hub_api("GET", f"/api/cases/{case}")["result"]["id"]
+        self._hub_api("POST", f"/api/cases/{case}/review", {"result_id": seen, "decision": "accept", "note": "seen"})
+
+    def cases(self) -> list[dict[str, Any]]:
+        """What the hub's worklist holds: of each case what an attacker would like to change."""
+        fields = ("id", "device", "triage", "decision", "revision")
+        answer = self._hub_api("GET", "/api/cases?shown=all&limit=200")
+        return [{name: case.get(name) for name in fields} for case in answer["cases"]]
+
+    def aside(self) -> int:
+        """How many results the hub keeps aside, because it can't say whose they are."""
+        connection = sqlite3.connect(f"file:{self.folder}/hub/hub.sqlite?mode=ro", uri=True, timeout=10)
+        with contextlib.closing(connection):
+            return int(connection.execute("SELECT count(*) FROM conflict").fetchone()[0])
+
+    def counts(self) -> dict[str, int]:
+        """What of the first box waits for the hub, and what it took from it."""
+        connection = sqlite3.connect(f"file:{self.state(BOX)}/journal.sqlite?mode=ro", uri=True, timeout=10)
+        waiting = "SELECT (SELECT count(*) FROM {}) + (SELECT count(*) FROM {}) + (SELECT count(*) FROM original)"
+        with contextlib.closing(connection):
+            rows = waiting.format(
+                "outbox WHERE state <> 'delivered' AND capture_id <> ''", "transfer WHERE state <> 'delivered'"
+            )
+            return {
+                "waiting": int(connection.execute(rows).fetchone()[0]),
+                "inbox": int(connection.execute("SELECT count(*) FROM inbox").fetchone()[0]),
+            }
+
+    def is_online(self) -> bool:
+        """Whether the hub sees the first box online, and the broker has a connection of it."""
+        devices = self._hub_api("GET", "/api/devices")
+        return self.link.open > 0 and any(one["key"] == BOX and one["online"] for one in devices)
+
+    def pause(self, name: str) -> None:
+        """Stop a program without ending it."""
+        self.running[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let it go on."""
+        self.running[name].send_signal(signal.SIGCONT)
+
+    def _hub_api(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        password = base64.b64encode(":".join(READER).encode()).decode()
+        headers = {"Authorization": f"Basic {password}", "Content-Type": "application/json"}
+        tls = ssl.create_default_context(cafile=str(self.authority / "ca.pem"))
+        connection = http.client.HTTPSConnection("localhost", self.web, timeout=10, context=tls)
+        with contextlib.closing(connection):
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            answer = connection.getresponse()
+            data = answer.read()
+        if answer.status >= 300:
+            raise RuntimeError(f"{path}: {answer.status} {data[:200]!r}")
+        return json.loads(data)
+
     def reload_broker(self) -> None:
         """Have mosquitto read its revocation list again, as ``systemctl reload mosquitto`` does."""
         self.running["broker"].send_signal(signal.SIGHUP)
         time.sleep(0.5)
+
+    def own_broker(self) -> None:
+        """Whoever owns the broker writes its access list: everything is allowed."""
+        acl = self.folder / "broker" / "acl"
+        self._access = self._access or acl.read_text(encoding="utf-8")
+        acl.write_text(f"user bedside-hub\ntopic readwrite #\n{self._access}", encoding="utf-8")
+        self.reload_broker()
+
+    def repair_broker(self) -> None:
+        """Put back what ``own_broker`` changed."""
+        if self._access:
+            (self.folder / "broker" / "acl").write_text(self._access, encoding="utf-8")
+            self.reload_broker()
+            self._access = ""
 
     def wait(self, what: str, done: Callable[[], Any], seconds: float = 60) -> Any:
         """The first true answer; raises ``RuntimeError`` when there is none."""
@@ -119,6 +230,7 @@ class World:
     def _configure(self) -> None:
         users = self._command("bedside-hub", "password", READER[0], "--password", READER[1])
         (self.folder / "users").write_text(users)
+        (self.folder / "no-models").mkdir()
         (self.folder / "credentials").mkdir(mode=0o700)
         (self.folder / "credentials" / CREDENTIAL).write_bytes(os.urandom(32))
         (self.folder / "hub.toml").write_text(
@@ -132,6 +244,7 @@ class World:
             site, _, name = box.partition("/")
             self.configuration(box).write_text(
                 f'[device]\nsite = "{site}"\nname = "{name}"\n'
+                f'[models]\ndirectory = "{self.folder}/no-models"\n'
                 f'[storage]\nstate = "{self.state(box)}"\nrefuse_below = 64\nreserve = 8\n'
                 f'[dicom]\naddress = "127.0.0.1"\nport = {self.dicom}\nallowed_ae_titles = ["XRAY"]\n'
                 f'[folder]\nenabled = true\npath = "{self.folder}/inbox"\nsettle = 0.2\n'
