@@ -17,6 +17,7 @@ from pydicom.valuerep import PersonName
 
 from appliance.capture.header import DataSetReader, NotDicom, code_meaning, file_meta, looks_like_data_set, uid
 from appliance.capture.intake import Facts
+from appliance.capture.stethoscope_positions import PLACES
 from appliance.records import Modality, Patient
 
 CHARACTER_SET, STUDY_DATE, ACCESSION, MODALITY = 0x00080005, 0x00080020, 0x00080050, 0x00080060
@@ -52,7 +53,7 @@ _LUNG = re.compile(r"\b(lungs?|breath|respir\w*)\b", re.IGNORECASE)
 _HEART = re.compile(
     r"\b(hearts?|cardiac|phonocardio\w*|aortic|pulmonary|pulmonic|tricuspid|mitral|erb)\b", re.IGNORECASE
 )
-_POSITIONS = ("aortic", "pulmonary", "tricuspid", "mitral", "erb")
+_POSITIONS = tuple(sorted(PLACES, key=len, reverse=True))
 
 FOLDERS: Mapping[str, Modality] = {modality.value: modality for modality in Modality}
 _DICOMDIR = "1.2.840.10008.1.3.10"

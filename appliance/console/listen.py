@@ -28,7 +28,9 @@ from appliance.console.listen_words import GUIDANCE, TROUBLE, WHY
 from appliance.console.listen_words import PLACES as SAID
 from appliance.console.site import NotHere, Site
 from appliance.console.words import N_, Words
+from appliance.interop.waveform import NotASound, general_audio
 from appliance.records import Record
+from appliance.store.attachments import within
 from appliance.store.people import Role
 
 visits.WAYS["listen"] = "/listen"
@@ -63,12 +65,13 @@ class Shown(Record, frozen=True, kw_only=True, omit_defaults=False):
 def routes(site: Site) -> list[Guarded]:
     """The page's addresses."""
     return [
-        Guarded("/listen", _in_thread(site), role=Role.NURSE),
+        Guarded("/listen", _in_thread(site, _page), role=Role.NURSE),
         Guarded("/listen/events", _events(site), role=Role.NURSE),
         Guarded("/listen/begin", _posted(site, _begin), role=Role.NURSE, method="POST"),
         Guarded("/listen/end", _posted(site, _end), role=Role.NURSE, method="POST"),
         Guarded("/listen/keep", _posted(site, _keep), role=Role.NURSE, method="POST"),
         Guarded("/listen/discard", _posted(site, _discard), role=Role.NURSE, method="POST"),
+        Guarded("/captures/{id}/dicom", _in_thread(site, _object), role=Role.NURSE),
     ]
 
 
@@ -196,9 +199,27 @@ def _there(ticket: str, place: str) -> str:
     return f"/listen?place={known}&ticket={plain.replace('+', '%2B')}"
 
 
-def _in_thread(site: Site) -> Endpoint:
+def _object(site: Site, request: Request) -> Response:
+    """A recording as the DICOM object that is derived from it, of whom it was confirmed to be."""
+    entry = site.whole(request.path_params["id"]).entry
+    if entry.removed or not entry.capture.media_type.startswith("audio/"):
+        raise NotHere
+    store = site.context.store
+    word = store.attachments.current(entry.capture.id)
+    visit = store.patients.visit(word.visit) if word is not None and word.visit else None
+    try:
+        made = general_audio(within(entry.capture, visit, word), store.vault.read(entry.capture.sha256))
+    except NotASound:
+        return site.problem(
+            request, 422, N_("There is no sound of this capture."), N_("The original can be downloaded instead.")
+        )
+    name = f'attachment; filename="{entry.capture.id}.dcm"'
+    return Response(made, media_type="application/dicom", headers={"content-disposition": name})
+
+
+def _in_thread(site: Site, page: Callable[[Site, Request], Response]) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        return await run_in_threadpool(_page, site, request)
+        return await run_in_threadpool(page, site, request)
 
     return endpoint
 
