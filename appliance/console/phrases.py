@@ -173,7 +173,7 @@ class Phrases:
         if when is None:
             return self._("time not known")
         same = self._today is not None and when.date() == self._today.date()
-        text = when.strftime("%H:%M") if same else when.strftime("%Y-%m-%d %H:%M")
+        text = self._straight(when.strftime("%H:%M") if same else when.strftime("%Y-%m-%d %H:%M"))
         sure = moment.uncertainty_s is not None and moment.uncertainty_s <= _TRUSTED_S
         return text if sure else self._("about {time}", time=text)
 
@@ -182,10 +182,14 @@ class Phrases:
         when = _local(moment.wall)
         if when is None:
             return self._("time not known")
-        text = when.strftime("%Y-%m-%d %H:%M %Z")
+        text = self._straight(when.strftime("%Y-%m-%d %H:%M %Z"))
         if moment.uncertainty_s is None:
             return self._("about {time} (the clock was not confirmed)", time=text)
         return f"{text} ± {self._.duration(math.ceil(moment.uncertainty_s))}"
+
+    def _straight(self, text: str) -> str:
+        """Digits with hyphens between them keep their order after Arabic letters too (Unicode UAX 9, W2)."""
+        return f"\u200e{text}" if self._.direction == "rtl" else text
 
     def time_of(self, wall: str) -> str:
         """A time that the hub sent."""

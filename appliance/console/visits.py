@@ -49,6 +49,7 @@ def routes(site: Site) -> list[Guarded]:
         _post(site, "/patients", _enter),
         _post(site, "/visits", _open),
         _get(site, "/visits/{visit}", _visit),
+        _get(site, "/visits/{visit}/report.pdf", _report),
         _get(site, "/visits/{visit}/patient", _amend_form),
         _post(site, "/visits/{visit}/patient", _amend),
         _post(site, "/visits/{visit}/open", _set_open),
@@ -154,6 +155,24 @@ def _visit(site: Site, request: Request) -> Response:
     past = [one for one in site.context.store.patients.visits_of(visit.known.key) if one.id != visit.id]
     waiting = site.lines_of(site.context.store.attachments.waiting(20))
     return site.page(request, "visit.html", card=card(site, visit), past=past, waiting=waiting, ways=WAYS)
+
+
+def _report(site: Site, request: Request) -> Response:
+    """The visit on one page, the most urgent capture first; captures that can't be unsealed are left to the screen."""
+    from appliance.console.report import NoFonts, Printed, report
+
+    shown = card(site, visit_of(site, request))
+    readable = sorted(
+        (line for line in shown.lines if line.level != "damaged"), key=lambda line: _WORST.index(line.level)
+    )
+    captures = [site.whole(line.id) for line in readable]
+    printed = Printed(shown.visit, captures, site.context.store.now(), site.context.device)
+    try:
+        page = report(printed, site.words(request))
+    except NoFonts as error:
+        return site.problem(request, 501, str(error), N_("Tell who maintains the box."))
+    name = f"visit-{shown.visit.id[:8]}.pdf"
+    return Response(page, media_type="application/pdf", headers={"content-disposition": f'inline; filename="{name}"'})
 
 
 def _amend_form(site: Site, request: Request) -> Response:

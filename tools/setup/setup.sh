@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 what=${1:-run}
 lock=requirements.lock
-packages=(python3-venv mosquitto libportaudio2)
+packages=(python3-venv mosquitto libportaudio2 fonts-dejavu-core fonts-lohit-deva)
 if [ "$what" = tests ]; then
   lock=requirements-dev.lock
   # libatomic1: the browser driver of Playwright

@@ -215,6 +215,7 @@ function pad(form) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = key;
+    if (key === "⌫") button.setAttribute("aria-label", box.dataset.back);
     button.addEventListener("click", () => { pin.value = key === "⌫" ? pin.value.slice(0, -1) : pin.value + key; });
     box.append(button);
   }
