@@ -25,6 +25,7 @@ from appliance.capture.dicom_offer import services
 from appliance.capture.folder import FolderDoor
 from appliance.capture.intake import Intake
 from appliance.capture.stethoscope import Stethoscope
+from appliance.capture.stethoscope_judge import Judge
 from appliance.capture.video import VideoDoor
 from appliance.capture.worklist import WorklistClient
 from appliance.config import Config
@@ -41,7 +42,6 @@ from appliance.pipeline import Hide, Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status
 from appliance.protocol.topics import Address
 from appliance.reading.ahead import LookAhead
-from appliance.reading.listening import listener
 from appliance.reading.requests import Described, ReadRequest, ReadSettings
 from appliance.reading.stream import PreviewSound
 from appliance.records import Modality
@@ -280,13 +280,18 @@ class Daemon:
         result.add_done_callback(done)
 
     def _stethoscope(self) -> Stethoscope:
+        def judge(modality: Modality, rate_hz: int) -> Judge:
+            from appliance.reading.listening import listener  # numpy and soxr: only a box that records needs them
+
+            return listener(modality, rate_hz)
+
         def preview(modality: Modality, rate_hz: int, age: float | None) -> PreviewSound:
             return PreviewSound(self.worker, modality, rate_hz=rate_hz, age_years=age)
 
         return Stethoscope(
             self.config.stethoscope,
             self.intake,
-            listener,
+            judge,
             preview=preview,
             attach=attaching(self.store, self.clock.now),
         )

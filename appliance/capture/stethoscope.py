@@ -32,10 +32,10 @@ from appliance.capture.stethoscope_finish import (
     end_piece,
     finish,
 )
+from appliance.capture.stethoscope_judge import Heard, Judge, Preview
 from appliance.capture.stethoscope_messages import Counts, Failure, Trouble, Wanted
 from appliance.capture.stethoscope_positions import PLACES, Place
 from appliance.capture.stethoscope_source import NoSound, ProcessSource, Source
-from appliance.capture.stethoscope_taking import Heard, Judge, Preview, Taking
 from appliance.capture.video_takes import Attach, Whose
 from appliance.config import StethoscopeConfig
 from appliance.records import Modality, Record
@@ -212,6 +212,8 @@ class Stethoscope:
     # ---- the recording thread
 
     def _record(self, source: Source, place: Place) -> None:
+        from appliance.capture.stethoscope_taking import Taking  # numpy: only a box that records needs it
+
         writer: SpoolWriter | None = None
         failure: Failure | None = None
         counts = Counts()

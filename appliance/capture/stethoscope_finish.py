@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from appliance.capture.stethoscope_flac import flac_of, full_scale
 from appliance.capture.video_takes import Whose
 from appliance.records import Moment
 
-Floats = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
 
 _BEGIN, _SAMPLES, _GAP, _END = b"B", b"S", b"G", b"E"
 _LONGEST_GAP_S = 60
@@ -81,6 +83,10 @@ def end_piece(ended: Ended) -> bytes:
 
 def finish(parts: Iterable[bytes]) -> Finished | None:
     """The recording of these pieces; ``None`` when it holds no samples."""
+    import numpy as np
+
+    from appliance.capture.stethoscope_flac import flac_of
+
     begun: Begun | None = None
     ended = Ended()
     samples: list[npt.NDArray[np.int32]] = []
@@ -117,4 +123,8 @@ def describe(finished: Finished) -> str:
 
 def floats(taken: bytes) -> Floats:
     """Samples as they come, as float32 of full scale ±1."""
+    import numpy as np
+
+    from appliance.capture.stethoscope_flac import full_scale
+
     return full_scale(np.frombuffer(taken, "<i4"))

@@ -8,52 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from appliance.capture.stethoscope_finish import Floats, floats, gap_piece, samples_piece
+from appliance.capture.stethoscope_finish import floats, gap_piece, samples_piece
+from appliance.capture.stethoscope_judge import Heard, Judge, Preview
 from appliance.capture.stethoscope_source import Block
-from appliance.records import Record
 from appliance.store.spool import SpoolWriter
 
 PIECE_S = 0.4
 """What is written to the disk at a time."""
 PEAKS_PER_S, PEAKS = 50, 300
-
-
-class Heard(Record, frozen=True, kw_only=True):
-    """What a judge says of a recording so far.
-
-    ``level_db``: dB below full scale. ``quality``: 0 to 1. ``guidance``: a code for words and icon. ``clean`` of ``needed``
-    ``unit`` are in; ``rate_per_minute``: of beats or breaths, ``None`` while it is not sure.
-    """
-
-    level_db: float = -200.0
-    quality: float = 0.0
-    guidance: str = "listening"
-    clean: float = 0.0
-    needed: float = 1.0
-    unit: Literal["beats", "breaths"] = "beats"
-    rate_per_minute: float | None = None
-    enough: bool = False
-
-
-class Judge(Protocol):
-    """Listens along."""
-
-    def feed(self, samples: Floats) -> Heard:
-        """Samples ``[n]`` as they come, full scale ±1; what is to be said now."""
-
-
-class Preview(Protocol):
-    """A running result; see ``reading.stream.PreviewSound``."""
-
-    def offer(self, samples: bytes) -> None:
-        """Float32 samples; returns at once."""
-
-    def close(self) -> None:
-        """No more."""
 
 
 Show = Callable[[float, Heard, tuple[int, ...], int], None]
@@ -118,7 +84,7 @@ class Taking:
         self._draw(samples)
         self._show(self._frames / self._rate, heard, tuple(self._peaks), self._peaks_end)
 
-    def _draw(self, samples: Floats) -> None:
+    def _draw(self, samples: npt.NDArray[np.float32]) -> None:
         step = max(1, self._rate // PEAKS_PER_S)
         wave = np.concatenate([self._rest, samples])
         count = wave.size // step

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from appliance import __version__
 from appliance.capture.stethoscope_positions import LEFT, PLACES, RIGHT
 from appliance.records import Capture, Code, Modality
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.9.4.2"
 HIGHEST_HZ = 44100
@@ -59,6 +60,7 @@ def general_audio(capture: Capture, original: bytes) -> bytes:
 
 def _samples(original: bytes) -> tuple[npt.NDArray[np.int16], int, bool]:
     """The recording as 16 bits at a rate that the IOD allows, and whether these are the very samples recorded."""
+    import numpy as np
     import soundfile
 
     try:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
-from appliance.capture.stethoscope_taking import Heard, Judge
+from appliance.capture.stethoscope_judge import Heard, Judge
 from appliance.reading import heart_features, sound_quality
 from appliance.reading.auscultation import CONVINCING, heart_signal_quality, lung_signal_quality
 from appliance.reading.spectral import Floats, bands, power
@@ -76,7 +76,7 @@ class _Along:
         self.heard = Heard()
 
     def feed(self, samples: Floats) -> Heard:
-        """See ``capture.stethoscope_taking.Judge``."""
+        """See ``capture.stethoscope_judge.Judge``."""
         self._raw = np.concatenate([self._raw, samples])
         while self._raw.size >= self._slot_raw:
             slot, self._raw = self._raw[: self._slot_raw], self._raw[self._slot_raw :]

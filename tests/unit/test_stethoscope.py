@@ -16,10 +16,10 @@ import soundfile
 from appliance.capture.intake import Intake
 from appliance.capture.stethoscope import UNDECIDED_S, Busy, Live, Stethoscope
 from appliance.capture.stethoscope_device import choose, inputs, stable_name
+from appliance.capture.stethoscope_judge import Heard, Judge
 from appliance.capture.stethoscope_messages import Failure, Input
 from appliance.capture.stethoscope_positions import HEART, LUNG, PLACES, following
 from appliance.capture.stethoscope_source import Source
-from appliance.capture.stethoscope_taking import Heard, Judge
 from appliance.capture.video_takes import Also, Whose
 from appliance.config import StethoscopeConfig, StorageConfig
 from appliance.health.clock import Clock
