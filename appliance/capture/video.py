@@ -52,7 +52,7 @@ class VideoDoor:
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._decoding: Decoding | None = None
+        self.decoding: Decoding | None = None
         self._scan = Scan()
         self._ready: Ready | None = None
         self._heard: Heard | None = None
@@ -84,7 +84,7 @@ class VideoDoor:
         """Close the source; a clip that is recorded ends here and waits on the disk."""
         self._stopping.set()
         with self._changed:
-            decoding = self._decoding
+            decoding = self.decoding
             self._changed.notify_all()
         if decoding is not None:
             decoding.stop()
@@ -102,23 +102,21 @@ class VideoDoor:
     def present(self, encounter_id: str) -> None:
         """Somebody looks, for this visit (empty: for nobody yet): a pre-roll will not reach back before this."""
         with self._changed:
-            self._looked = time.monotonic()
+            self._look()
             if encounter_id != self._whose:
                 self._whose, self._since = encounter_id, time.monotonic_ns()
-            self._changed.notify_all()
 
     def scan(self, after: int = -1, timeout_s: float = 0.0) -> Scan:
         """How it is; waits up to ``timeout_s`` for a state newer than serial ``after``."""
         with self._changed:
-            self._looked = time.monotonic()
+            self._look()
             self._changed.wait_for(lambda: self._scan.serial > after or self._stopping.is_set(), timeout_s)
             return self._scan
 
     def picture(self, after: int, width: int, timeout_s: float) -> Picture | None:
         """A picture with another number than ``after``, ``width`` pixels wide at most; ``None`` when none came in time."""
         with self._changed:
-            self._looked = time.monotonic()
-            self._changed.notify_all()
+            self._look()
             have = self._picture
             if have is None or have.number == after:
                 self._send(look=max(64, min(width, 1280)))
@@ -257,10 +255,10 @@ class VideoDoor:
         )
         decoding = Decoding(settings)
         with self._changed:
-            self._decoding, self._order = decoding, Order()
+            self.decoding, self._order = decoding, Order()
         reason = decoding.run(self._hear)
         with self._changed:
-            self._decoding = self._ready = self._heard = self._picture = None
+            self.decoding = self._ready = self._heard = self._picture = None
             self._shown.clear()
             crashed = decoding.crashed
             self._scan = msgspec.structs.replace(
@@ -302,8 +300,8 @@ class VideoDoor:
         if spool != self._order.spool:
             self._order = msgspec.structs.replace(self._order, spool=spool)
             self._send()
-        if not self._wanted() and self._decoding is not None:
-            self._decoding.stop()
+        if not self._wanted() and self.decoding is not None:
+            self.decoding.stop()
 
     def _undecided(self) -> list[str]:
         """What has waited for too long."""
@@ -314,13 +312,18 @@ class VideoDoor:
 
     # What they share (called with the lock held)
 
+    def _look(self) -> None:
+        asleep, self._looked = not self._wanted(), time.monotonic()
+        if asleep:
+            self._changed.notify_all()
+
     def _wanted(self) -> bool:
         recording = any(not take.to_ns for take in self._open.values())
         return recording or time.monotonic() - self._looked < _LOOKED_AT_S
 
     def _live(self) -> Heard:
         heard = self._heard
-        if heard is None or self._decoding is None:
+        if heard is None or self.decoding is None:
             raise NotNow(self._scan.reason or "the picture is not there yet: wait a moment")
         if heard.reason:
             raise NotNow(heard.reason)
@@ -373,8 +376,8 @@ class VideoDoor:
     def _send(self, look: int = 0) -> None:
         pins = tuple((take.from_ns, take.to_ns) for take in self._open.values() if take.session == self._session)
         self._order = msgspec.structs.replace(self._order, pins=pins)
-        if self._decoding is not None:
-            self._decoding.order(msgspec.structs.replace(self._order, look=look))
+        if self.decoding is not None:
+            self.decoding.order(msgspec.structs.replace(self._order, look=look))
 
     def _phase(self, phase: str, reason: str = "") -> None:
         with self._changed:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_APART_NS = 1_000_000_000
-"""A source's time that strays this far from the clock is no longer believed."""
+_APART_NS = 250_000_000
+"""A source's time that strays this far from the box's clock is no longer believed."""
+_FOLLOWS = 64
+"""The share of its straying that is made good with each frame: clocks drift."""
 _LEAST_NS = 1_000
 _PAUSE_NS = 2_000_000_000
 """A longer gap is a pause of the source, not a row of lost frames."""
@@ -37,12 +39,15 @@ class Timeline:
 
     def stamp(self, now_ns: int, source_ns: int | None = None) -> Stamp:
         """The time of a frame that arrived at ``now_ns``; ``source_ns``: what the source says, on any origin."""
-        before, self._last = self._last, self._time(now_ns, source_ns)
+        before, said = self._last, self._source
+        self._last = self._time(now_ns, source_ns)
+        gap = self._last - before
+        if source_ns is not None and said >= 0 and source_ns > said:
+            gap = source_ns - said
         lost = 0
-        if before and self._period and self._last - before < _PAUSE_NS:
-            lost = max(0, round((self._last - before) / self._period) - 1)
-        take = self._wanted()
-        return Stamp(self._last, lost, take)
+        if before and self._period and gap < _PAUSE_NS:
+            lost = max(0, round(gap / self._period) - 1)
+        return Stamp(self._last, lost, self._wanted())
 
     def _time(self, now_ns: int, source_ns: int | None) -> int:
         made = now_ns
@@ -51,8 +56,11 @@ class Timeline:
             if self._offset is None:
                 self._offset = now_ns - source_ns
             made = source_ns + self._offset
-            if abs(made - now_ns) > _APART_NS:
+            late = now_ns - made
+            if abs(late) > _APART_NS:
                 made, self._offset = now_ns, now_ns - source_ns
+            else:
+                self._offset += late // _FOLLOWS
         return max(made, self._last + _LEAST_NS)
 
     def _wanted(self) -> bool:

@@ -53,7 +53,7 @@ def test_a_source_s_own_times_give_the_spacing_and_gaps_are_counted() -> None:
         for number, shake in zip(numbers, shaken, strict=True)
     ]
     assert [stamp.lost for stamp in stamps] == [0, 0, 0, 0, 2, 0, 0, 1]
-    spacing = [(two.t_ns - one.t_ns) // STEP for one, two in itertools.pairwise(stamps)]
+    spacing = [round((two.t_ns - one.t_ns) / STEP, 2) for one, two in itertools.pairwise(stamps)]
     assert spacing == [1, 1, 1, 3, 1, 1, 2]
 
 
@@ -260,7 +260,9 @@ def judged(picture: np.ndarray, seconds: float = 0.4) -> str:
     meter, rng = Meter(), np.random.default_rng(1)
     for number in range(int(seconds * 25)):
         noise = rng.integers(0, 6, picture.shape, dtype=np.uint8)
-        meter.add(np.where(picture > 0, np.clip(picture.astype(int) + noise, 1, 255), 0).astype(np.uint8), number * STEP)
+        meter.add(
+            np.where(picture > 0, np.clip(picture.astype(int) + noise, 1, 255), 0).astype(np.uint8), number * STEP
+        )
     return meter.latest.state
 
 
