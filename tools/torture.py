@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import io
 import random
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -38,6 +39,7 @@ from tools.programs import Programs, get
 
 _PAUSE = (0.2, 3.0)
 _DRAIN = 600.0
+_OPEN, _OPEN_WITHIN = 0.75, 60.0
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -129,7 +131,9 @@ class Tormentor:
         self.faults: Counter[str] = Counter()
 
     def once(self) -> None:
-        """Wait a moment, then kill a program or disturb the link."""
+        """Wait a moment, then kill a program or disturb the link; three times in four not before the box takes captures."""
+        if self._chance.random() < _OPEN:
+            self._wait_open()
         time.sleep(self._chance.uniform(*_PAUSE))
         if self._chance.random() < 0.6:
             name = self._chance.choice(["box", "box", "hub", "broker"])
@@ -139,6 +143,14 @@ class Tormentor:
             name, disturb = self._chance.choice(self._disturbances())
             disturb()
             self.faults[name] += 1
+
+    def _wait_open(self) -> None:
+        """Until the DICOM door takes connections: a slow machine would else be killed again before it has started."""
+        deadline = time.monotonic() + _OPEN_WITHIN
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._programs.dicom), 1):
+                return
+            time.sleep(0.05)
 
     def calm(self) -> None:
         """A good link again."""

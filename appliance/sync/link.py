@@ -125,6 +125,7 @@ class Link:
         session = self._session
         number = self._post(session, leaf, payload, content_type, properties) if session is not None else 0
         if not number:
+            self._down.set()  # the socket is gone, or has taken nothing for long: the next connection goes on
             return False
         self._tokens[number] = token
         return True
