@@ -24,6 +24,8 @@ from appliance.capture import video_v4l2
 AUTO = "auto"
 _ADDRESS = re.compile(r"^(rtsp|rtsps|http|https|udp|tcp|rtmp|srt)://", re.IGNORECASE)
 _OPEN_MS, _READ_MS = 8000, 4000
+_STABLE = ("/dev/v4l", "/dev/bedside")
+"""Folders of links that stay with a device or a socket."""
 _LOSSLESS = {
     "FFV1",
     "HFYU",
@@ -120,7 +122,7 @@ def _camera(spec: str) -> video_v4l2.Camera:
         if spec in (camera.id, str(camera.path), camera.path.name):
             return camera
     path = Path(spec)
-    if path.exists() and path.is_relative_to("/dev/v4l"):
+    if path.exists() and any(path.is_relative_to(folder) for folder in _STABLE):
         return video_v4l2.Camera(path.name, path, path.name)
     raise SourceGone("the configured video source is not there: plug it in, or change ultrasound.source")
 
