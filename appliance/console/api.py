@@ -24,6 +24,7 @@ from appliance.console.handed import Unclear, upload_of
 from appliance.console.lines import Line
 from appliance.console.overlay import overlay_png
 from appliance.console.site import Problem, Site, as_json
+from appliance.console.sound import FILTERS
 from appliance.console.words import N_
 from appliance.protocol.messages import ReviewMessage
 from appliance.records import Capture, Reading, Record
@@ -151,7 +152,7 @@ def sound(site: Site, request: Request) -> Response:
     whole = site.whole(request.path_params["id"])
     if whole.entry.removed:
         return _removed(site, request)
-    wav = site.player.wav(whole.line.id)
+    wav = site.player.wav(whole.line.id, request.query_params.get("filter", ""))
     if wav is None:
         what = N_("There is no sound of this capture.")
         return site.problem(request, 404, what, N_("The original can be downloaded instead."))
@@ -215,7 +216,13 @@ ROUTES: tuple[ApiRoute, ...] = (
         role=NURSE,
     ),
     ApiRoute(
-        "/api/captures/{id}/sound", "GET", "The recording as WAV, as browsers play it", "audio/wav", sound, role=NURSE
+        "/api/captures/{id}/sound",
+        "GET",
+        "The recording as WAV, as browsers play it",
+        "audio/wav",
+        sound,
+        role=NURSE,
+        query=(("filter", {"type": "string", "enum": sorted(FILTERS)}, "Only a band of it"),),
     ),
     ApiRoute(
         "/api/captures/{id}/original", "GET", "The file as it came; ranges are answered", "*/*", original, role=NURSE

@@ -1,7 +1,7 @@
 """A recording as any browser plays it: WAV, 16 bit, one channel, at a rate that browsers take.
 
 What this module keeps true: what is heard is what was recorded: resampled upwards only, at the recorded level, nothing
-filtered. Browsers refuse rates below 3 kHz (Chromium's ``media::limits::kMinSampleRate``) and know no DICOM waveforms; heart
+filtered unless it is asked for. Browsers refuse rates below 3 kHz (Chromium's ``media::limits::kMinSampleRate``) and know no DICOM waveforms; heart
 sounds come as both. The last few are held in memory, so that seeking (a range of bytes each) does not decode again.
 """
 
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 LOWEST_HZ = 8000
 """Recordings at a lower rate are resampled to the first whole multiple of it that is not below this."""
-_HELD = 3
+_HELD = 6
+FILTERS: dict[str, tuple[float, float]] = {"heart": (25.0, 400.0), "lung": (60.0, 2000.0)}
+"""Bands to listen in, Hz, as stethoscopes call them; anything else is unfiltered."""
 
 
-def wav_of(data: bytes) -> bytes | None:
-    """The bytes of a WAV for the original in ``data``; ``None`` when it is no recording that can be decoded."""
+def wav_of(data: bytes, band: str = "") -> bytes | None:
+    """The bytes of a WAV for the original in ``data``; ``None`` when it is no recording that can be decoded.
+
+    ``band``: one of ``FILTERS``.
+    """
     import numpy as np
 
     from appliance.reading.decode import DecodeError, decode
@@ -41,6 +46,8 @@ def wav_of(data: bytes) -> bytes | None:
         import soxr
 
         samples = np.asarray(soxr.resample(samples, rate, rate * factor), dtype=np.float32)
+    if band in FILTERS:
+        samples = band_pass(samples, rate * factor, *FILTERS[band])
     return _wav(samples, rate * factor)
 
 
@@ -49,18 +56,36 @@ class Player:
 
     def __init__(self, original: Callable[[str], bytes]) -> None:
         self._original = original
-        self._held: OrderedDict[str, bytes | None] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def wav(self, capture_id: str) -> bytes | None:
+    def wav(self, capture_id: str, band: str = "") -> bytes | None:
         """The WAV of a capture, ``None`` when it is no recording; raises what ``original`` raises."""
+        name = capture_id, band if band in FILTERS else ""
         with self._lock:
-            if capture_id not in self._held:
-                self._held[capture_id] = wav_of(self._original(capture_id))
-            self._held.move_to_end(capture_id)
+            if name not in self._held:
+                self._held[name] = wav_of(self._original(capture_id), band)
+            self._held.move_to_end(name)
             while len(self._held) > _HELD:
                 self._held.popitem(last=False)
-            return self._held[capture_id]
+            return self._held[name]
+
+
+def band_pass(
+    samples: npt.NDArray[np.float32], rate_hz: int, low_hz: float, high_hz: float
+) -> npt.NDArray[np.float32]:
+    """The samples between two edges, without delay: the magnitude of Butterworth filters of order 4, applied to the spectrum.
+
+    The ends are mirrored over a quarter of a second, so that nothing of one end is heard at the other.
+    """
+    import numpy as np
+
+    margin = min(rate_hz // 4, samples.size - 1)
+    padded = np.pad(samples, margin, mode="reflect")
+    frequency = np.fft.rfftfreq(padded.size, 1.0 / rate_hz)
+    gain = 1.0 / np.sqrt(1.0 + (low_hz / np.maximum(frequency, 1e-6)) ** 8) / np.sqrt(1.0 + (frequency / high_hz) ** 8)
+    heard = np.fft.irfft(np.fft.rfft(padded) * gain, padded.size)
+    return np.asarray(heard[margin : margin + samples.size], np.float32)
 
 
 def _wav(samples: npt.NDArray[np.float32], rate: int) -> bytes:

@@ -221,11 +221,24 @@ function pad(form) {
   }
 }
 
+// ---- the bands to listen in
+
+function filters(box) {
+  const audio = box.parentElement.querySelector("audio"), plain = audio.getAttribute("src");
+  box.hidden = false;
+  box.addEventListener("change", (event) => {
+    const at = audio.currentTime, playing = !audio.paused;
+    audio.src = event.target.value ? `${plain}?filter=${event.target.value}` : plain;
+    audio.addEventListener("loadedmetadata", () => { audio.currentTime = at; if (playing) audio.play(); }, { once: true });
+  });
+}
+
 // ---- what any region may hold
 
 function prepare(root) {
   for (const card of root.querySelectorAll(".picture:not([data-ready])")) { card.dataset.ready = ""; picture(card); }
   for (const box of root.querySelectorAll("[data-wave]:not([data-ready])")) { box.dataset.ready = ""; wave(box); }
+  for (const box of root.querySelectorAll("[data-filters]:not([data-ready])")) { box.dataset.ready = ""; filters(box); }
   for (const button of root.querySelectorAll("[data-print]")) {
     button.hidden = false;
     button.addEventListener("click", () => print());
