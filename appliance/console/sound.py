@@ -1,8 +1,9 @@
 """A recording as any browser plays it: WAV, 16 bit, one channel, at a rate that browsers take.
 
 What this module keeps true: what is heard is what was recorded: resampled upwards only, at the recorded level, nothing
-filtered unless it is asked for. Browsers refuse rates below 3 kHz (Chromium's ``media::limits::kMinSampleRate``) and know no DICOM waveforms; heart
-sounds come as both. The last few are held in memory, so that seeking (a range of bytes each) does not decode again.
+filtered unless it is asked for. Browsers refuse rates below 3 kHz (Chromium's ``media::limits::kMinSampleRate``) and know no
+DICOM waveforms; heart sounds come as both. The last few are held in memory, so that seeking (a range of bytes each) does not
+decode again.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ class Player:
             return self._held[name]
 
 
-def band_pass(
-    samples: npt.NDArray[np.float32], rate_hz: int, low_hz: float, high_hz: float
-) -> npt.NDArray[np.float32]:
+def band_pass(samples: npt.NDArray[np.float32], rate_hz: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float32]:
     """The samples between two edges, without delay: the magnitude of Butterworth filters of order 4, applied to the spectrum.
 
     The ends are mirrored over a quarter of a second, so that nothing of one end is heard at the other.
