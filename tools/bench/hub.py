@@ -40,6 +40,8 @@ from tools.servers import MissingServer, Mosquitto, running_mosquitto, running_p
 MESSAGES = 4_000
 ROUNDS = 5
 LIMIT = 0.25
+DEVICES = (1000, 100, 1)
+"""How many boxes the backlog comes from."""
 
 
 def payload(number: int, device: str) -> bytes:
@@ -182,7 +184,7 @@ def _databases(folder: Path) -> Iterator[dict[str, Database]]:
 
 
 def run() -> Iterator[Row]:
-    """The rows: SQLite and PostgreSQL, a backlog of one box and of a hundred."""
+    """The rows: SQLite and PostgreSQL, a backlog of a thousand boxes, of a hundred and of one."""
     # The worker's log would stand between the rows.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     options = ("max_queued_messages 0", "persistence false", "log_type none")
@@ -192,7 +194,7 @@ def run() -> Iterator[Row]:
         blobs.open()
         number = 0
         with _databases(folder) as databases:
-            for devices in (100, 1):
+            for devices in DEVICES:
                 rates: dict[str, list[float]] = {"count": [], **{name: [] for name in databases}}
                 for turn in range(ROUNDS + 1):
                     for name, found in rates.items():
@@ -217,6 +219,6 @@ def _check(databases: dict[str, Database], sent: int) -> None:
         with database.read() as connection:
             query = sqlalchemy.select(sqlalchemy.func.count()).select_from(tables.result)
             rows = connection.execute(query).scalar_one()
-        expected = 2 * (ROUNDS + 1) * MESSAGES
+        expected = len(DEVICES) * (ROUNDS + 1) * MESSAGES
         if rows != expected:
             raise RuntimeError(f"{name} holds {rows} results of {expected} ({sent} were sent in all)")
