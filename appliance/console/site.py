@@ -104,6 +104,7 @@ class Site:
             path=request.url.path,
             who=who_asks(request),
             has_sign_in=self.has_sign_in,
+            has_scan=self.context.ultrasound is not None,
             **values,
         )
         return HTMLResponse(html, status_code=status)
