@@ -203,9 +203,12 @@ def encodings_of(character_set: bytes) -> list[str]:
     """Python's encodings for the raw value of Specific Character Set; Latin-1 when it is none that is known."""
     terms = character_set.decode("ascii", "replace").rstrip("\0 ").split("\\")
     try:
-        return cast("list[str]", convert_encodings([term.strip() for term in terms]))
-    except LookupError:
+        found = cast("list[str]", convert_encodings([term.strip() for term in terms]))
+        for encoding in found:
+            b"A".decode(encoding)
+    except (LookupError, ValueError):  # a name that is none, has a zero in it, or is a codec of Python's for other things
         return ["iso8859"]
+    return found
 
 
 def text_of(value: bytes, encodings: list[str]) -> str:

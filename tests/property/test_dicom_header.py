@@ -167,6 +167,15 @@ def test_a_real_file_with_bytes_overwritten_is_answered_or_refused(data):
         facts_of(bytes(content), "test")
 
 
+@pytest.mark.parametrize("name", [b"a\0b", b"\0", b"\xff", b"ISO_IR\0 6\\ISO 2022 IR 87", b"rot13", b"undefined", b"idna"])
+def test_no_name_of_a_character_set_keeps_an_object_out(name):
+    ds = x_ray()
+    content = part_10(ds, ExplicitVRLittleEndian)
+    at = content.index(b"\x08\x00\x16\x00UI")
+    element = b"\x08\x00\x05\x00CS" + (len(name) + len(name) % 2).to_bytes(2, "little") + name + b" " * (len(name) % 2)
+    assert facts_of(content[:at] + element + content[at:], "test").patient.id == "P1"
+
+
 def test_a_million_nested_sequences_are_refused_in_no_time():
     nest = b"\x08\x00\x40\x11SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
     start = time.perf_counter()
