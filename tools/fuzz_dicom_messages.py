@@ -134,7 +134,7 @@ def fuzz_messages(run: int, go_on: Callable[[int], bool]) -> Outcome:
             parts = case(run, number, pool)
             start = time.perf_counter()
             answers[_talk(box.port, parts)] += 1
-            alive = _talk(box.port, pool[1]) == "answered"
+            alive = _talk(box.port, pool[1], SECONDS) == "answered"
             seconds = time.perf_counter() - start
             rss = box.rss()
             slowest, largest = max(slowest, seconds), max(largest, rss)
@@ -152,15 +152,15 @@ def fuzz_messages(run: int, go_on: Callable[[int], bool]) -> Outcome:
     return Outcome(number, answers, slowest, largest, problems)
 
 
-def _talk(port: int, parts: list[bytes]) -> str:
-    """Send everything and read until the end, or until nothing comes any more: what became of it."""
+def _talk(port: int, parts: list[bytes], patience: float = _SILENCE) -> str:
+    """Send everything and read until the end, or until nothing comes for ``patience`` seconds: what became of it."""
     heard = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2 * SECONDS) as plain:
             for part, awaited in ((parts[0], 2), *((part, 4) for part in parts[1:-1]), (parts[-1], 6)):
                 plain.settimeout(2 * SECONDS)
                 plain.sendall(part)
-                plain.settimeout(_SILENCE)
+                plain.settimeout(patience)
                 seen = len(heard)
                 while not {3, 6, 7, awaited} & set(_kinds(heard[seen:])) and (piece := plain.recv(65536)):
                     heard += piece
