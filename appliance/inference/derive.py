@@ -54,6 +54,8 @@ def derive(model: onnx.ModelProto, *, unsigned: bool) -> onnx.ModelProto:
     kernels.suit(graph)
     _integer_biases(graph)
     graph.write(derived.graph)
+    if any(node.domain == kernels.RUNTIME_DOMAIN for node in derived.graph.node):
+        derived.opset_import.append(helper.make_opsetid(kernels.RUNTIME_DOMAIN, 1))
     onnx.checker.check_model(derived)
     return derived
 

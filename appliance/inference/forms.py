@@ -14,7 +14,7 @@ from appliance.inference.bundle import Bundle, Graph
 from appliance.inference.cache import Artefact, Cache
 from appliance.inference.engine import EngineError
 
-REWRITES = "3"
+REWRITES = "4"
 """Changes when ``appliance.inference.derive`` or ``kernels`` changes, so that what an older version derived is made again."""
 
 

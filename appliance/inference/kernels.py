@@ -6,6 +6,8 @@ What this module keeps true: each rewrite is exact in integers (the last bits of
   whole pixels, and one byte is a costly pixel. Weights outside the old kernel are zero.
 - A 1 × 1 convolution whose output nothing quantises becomes a matrix product, for which there is a kernel from integers to
   float; there is none for convolutions.
+- Any other convolution of fixed size whose output nothing quantises becomes a matrix product over gathered neighbourhoods: the
+  bytes that each output looks at, side by side (padding is the zero point). ``MatMulIntegerToFloat`` is ONNX Runtime's own.
 - Any other layer that stays in float gets its weights in float, once; onnxruntime would dequantise them at each run.
 """
 
@@ -20,9 +22,12 @@ from onnx import helper
 
 from appliance.inference.wiring import Wiring
 
+RUNTIME_DOMAIN = "com.microsoft"
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 _FEW_CHANNELS = 4
+_MOST_GATHERED = 4 << 20
+"""Bytes of neighbourhoods for one row, beyond which moving them costs more than they save."""
 
 
 def suit(graph: Wiring) -> None:
@@ -32,7 +37,7 @@ def suit(graph: Wiring) -> None:
             continue
         if quantised_after(graph, node.output[0]):
             _blocks(graph, node)
-        elif not _product(graph, node):
+        elif not _product(graph, node) and not _gathered(graph, node):
             _float_weights(graph, node)
 
 
@@ -142,6 +147,87 @@ def _product(graph: Wiring, conv: onnx.NodeProto) -> bool:
     return True
 
 
+def _gathered(graph: Wiring, conv: onnx.NodeProto) -> bool:
+    weights, given = graph.pair(conv.input[1]), graph.pair(conv.input[0])
+    if conv.op_type != "Conv" or weights is None or given is None or given.input[0] in graph.values:
+        return False
+    values, scale = graph.values.get(weights.input[0]), graph.values[weights.input[1]]
+    sides = graph.shapes.get(conv.input[0], ())[2:]
+    if values is None or values.dtype != np.int8 or len(sides) != values.ndim - 2 or not all(sides):
+        return False
+    told = _geometry(conv, values.shape[2], len(sides))
+    if told["group"] != [1] or min(told["pads"]) < 0 or (scale.size > 1 and axis(weights) != 0):
+        return False
+    if len(given.input) != 3 or graph.values[given.input[1]].size != 1 or not _constant_bias(graph, conv):
+        return False
+    index, padded, out = _neighbourhoods(sides, values.shape[2:], told)
+    if index.size * values.shape[1] > _MOST_GATHERED:
+        return False
+    graph.replace(conv, _over_neighbourhoods(graph, conv, given, values, scale, (index, padded, out, told["pads"])))
+    _sweep(graph, given, weights)
+    return True
+
+
+def _over_neighbourhoods(
+    graph: Wiring,
+    conv: onnx.NodeProto,
+    given: onnx.NodeProto,
+    values: npt.NDArray[Any],
+    scale: npt.NDArray[Any],
+    where: tuple[npt.NDArray[np.int32], list[int], list[int], list[int]],
+) -> list[onnx.NodeProto]:
+    """The nodes in the convolution's place: channels last, padded, gathered, multiplied, back."""
+    index, padded, out, pads = where
+    base, node, rank = f"{conv.output[0]}/gathered", helper.make_node, values.ndim - 2
+    count, channels = int(values.shape[0]), int(values.shape[1])
+    made: list[onnx.NodeProto] = []
+
+    def constant(name: str, value: npt.NDArray[Any]) -> str:
+        return graph.constant(f"{base}/{name}", value)
+
+    def then(kind: str, name: str, inputs: list[str], **attributes: Any) -> str:
+        made.append(node(kind, inputs, [f"{base}/{name}"], name=f"{base}/{name}", **attributes))
+        return f"{base}/{name}"
+
+    def shaped(tensor: str, name: str, *sizes: int) -> str:
+        return then("Reshape", name, [tensor, constant(f"{name}/shape", np.array([-1, *sizes], np.int64))])
+
+    tensor = then("Transpose", "moved", [given.input[0]], perm=[0, *range(2, rank + 2), 1])
+    if any(pads):
+        ends = np.array([0, *pads[:rank], 0, 0, *pads[rank:], 0], np.int64)
+        tensor = then("Pad", "padded", [tensor, constant("pads", ends), given.input[2]])
+    if rank > 1:
+        tensor = shaped(tensor, "rows", int(np.prod(padded)), channels)
+    tensor = then("Gather", "taken", [tensor, constant("index", index)], axis=1)
+    tensor = shaped(tensor, "beside", len(index), index.shape[1] * channels)
+    by = np.ascontiguousarray(values.transpose(*range(2, values.ndim), 1, 0).reshape(-1, count))
+    steps = np.broadcast_to(scale.reshape(-1), (count,)).astype(np.float32)
+    product = [tensor, constant("weights", by), given.input[1], constant("scale", steps), given.input[2]]
+    product += [constant("zero", np.zeros(count, np.int8)), *conv.input[2:]]
+    tensor = then("MatMulIntegerToFloat", "product", product, domain=RUNTIME_DOMAIN)
+    if rank > 1:
+        tensor = shaped(tensor, "spread", *out, count)
+    back = [0, rank + 1, *range(1, rank + 1)]
+    return [*made, node("Transpose", [tensor], list(conv.output), name=f"{base}/back", perm=back)]
+
+
+def _constant_bias(graph: Wiring, conv: onnx.NodeProto) -> bool:
+    return len(conv.input) == 2 or graph.values.get(conv.input[2], np.zeros(0)).dtype == np.float32
+
+
+def _neighbourhoods(
+    sides: tuple[int, ...], kernel: tuple[int, ...], told: dict[str, list[int]]
+) -> tuple[npt.NDArray[np.int32], list[int], list[int]]:
+    """Which pixels of the padded picture (flattened) each output looks at ``[outputs, taps]``; its sides; the output's."""
+    rank = len(sides)
+    padded = [side + told["pads"][one] + told["pads"][one + rank] for one, side in enumerate(sides)]
+    reach = [(size - 1) * told["dilations"][one] for one, size in enumerate(kernel)]
+    out = [(size - reach[one] - 1) // told["strides"][one] + 1 for one, size in enumerate(padded)]
+    first = np.indices(out).reshape(rank, -1, 1) * np.array(told["strides"]).reshape(-1, 1, 1)
+    tap = np.indices(kernel).reshape(rank, 1, -1) * np.array(told["dilations"]).reshape(-1, 1, 1)
+    return np.ravel_multi_index(tuple(first + tap), padded).astype(np.int32), padded, out
+
+
 def _float_weights(graph: Wiring, layer: onnx.NodeProto) -> None:
     for position, name in enumerate(layer.input[:2]):
         weights = graph.pair(name)
@@ -182,10 +268,11 @@ def _sweep(graph: Wiring, *pairs: onnx.NodeProto) -> None:
             graph.remove(pair)
 
 
-def _geometry(conv: onnx.NodeProto, kernel: int) -> dict[str, list[int]]:
+def _geometry(conv: onnx.NodeProto, kernel: int, rank: int = 2) -> dict[str, list[int]]:
     """The attributes of a convolution with ONNX's defaults; ``auto_pad`` counts as padding of −1, which nothing accepts."""
     given = {attribute.name: attribute for attribute in conv.attribute}
-    told = {"strides": [1, 1], "dilations": [1, 1], "pads": [0, 0, 0, 0], "group": [1], "kernel_shape": [kernel] * 2}
+    told = {"strides": [1] * rank, "dilations": [1] * rank, "pads": [0] * 2 * rank}
+    told |= {"group": [1], "kernel_shape": [kernel] * rank}
     for name in told:
         if name in given:
             told[name] = list(given[name].ints) or [given[name].i]
