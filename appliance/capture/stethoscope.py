@@ -38,7 +38,7 @@ from appliance.capture.stethoscope_positions import PLACES, Place
 from appliance.capture.stethoscope_source import NoSound, ProcessSource, Source
 from appliance.capture.video_takes import Attach, Whose
 from appliance.config import StethoscopeConfig
-from appliance.records import Modality, Record
+from appliance.records import Modality, Reading, Record
 from appliance.store.captures import Kept
 from appliance.store.errors import StoreError
 from appliance.store.spool import Spool, SpoolWriter
@@ -61,6 +61,7 @@ class Live(Record, frozen=True, kw_only=True, omit_defaults=False):
 
     ``wave``: the last ``PEAKS`` pairs of least and greatest sample (per mille of full scale), ``PEAKS_PER_S`` pairs a second,
     of ``wave_end`` so far. ``kept``: the capture that the last recording became.
+    ``preview``: what the models say so far; never the answer.
     """
 
     phase: Phase = "idle"
@@ -79,6 +80,7 @@ class Live(Record, frozen=True, kw_only=True, omit_defaults=False):
     kept: str = ""
     patient_id: str = ""
     encounter_id: str = ""
+    preview: Reading | None = None
     wave: tuple[int, ...] = ()
     wave_end: int = 0
 
@@ -113,6 +115,7 @@ class Stethoscope:
         self._lock = threading.RLock()
         self._live = Live()
         self._whose = Whose()
+        self._running: Preview | None = None
         self._source: Source | None = None
         self._thread: threading.Thread | None = None
         self._why: Why = ""
@@ -121,7 +124,8 @@ class Stethoscope:
     def live(self) -> Live:
         """How it stands now."""
         with self._lock:
-            return self._live
+            newest = self._running.newest if self._running is not None else None
+            return self._live if newest is None else msgspec.structs.replace(self._live, preview=newest.reading)
 
     def begin(self, place: str, whose: Whose | None = None) -> None:
         """Begin to record at a place of ``PLACES``; a stopped recording that waits is kept first.
@@ -137,6 +141,7 @@ class Stethoscope:
             self._intake.room(self._config.longest * rate * 8)
             self._whose = whose or Whose()
             self._why = ""
+            self._running = None
             self._live = Live(
                 phase="starting",
                 place=PLACES[place].id,
@@ -160,6 +165,7 @@ class Stethoscope:
             kept = self._through_the_door(recording)
             if kept is None:
                 raise Busy("there is nothing in this recording")
+            self._running = None
             self._live = Live(kept=kept.capture_id, place=self._live.place)
             return kept
 
@@ -169,6 +175,7 @@ class Stethoscope:
             self._need(recording)
             self._intake.store.note("discarded", recording, f"{self._live.place} {self._live.seconds:.1f} s by={by}")
             self.spool.remove(recording)
+            self._running = None
             self._live = Live(place=self._live.place)
 
     def recover(self) -> list[str]:
@@ -271,7 +278,8 @@ class Stethoscope:
 
     def _make_preview(self, modality: Modality, rate_hz: int) -> Preview | None:
         make = self._preview
-        return make(modality, rate_hz, self._whose.patient.age_years) if make is not None else None
+        self._running = make(modality, rate_hz, self._whose.patient.age_years) if make is not None else None
+        return self._running
 
     def _show(self, seconds: float, heard: Heard, wave: tuple[int, ...], wave_end: int) -> None:
         self._set(seconds=round(seconds, 2), heard=heard, wave=wave, wave_end=wave_end)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from appliance.records import Record
+from appliance.records import Reading, Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +40,20 @@ class Judge(Protocol):
         """Samples ``[n]`` as they come, full scale ±1; what is to be said now."""
 
 
+class Told(Protocol):
+    """What a running result says."""
+
+    @property
+    def reading(self) -> Reading:
+        """Of what was heard so far; a preview, never the answer."""
+
+
 class Preview(Protocol):
     """A running result; see ``reading.stream.PreviewSound``."""
+
+    @property
+    def newest(self) -> Told | None:
+        """The newest result, ``None`` before the first."""
 
     def offer(self, samples: bytes) -> None:
         """Float32 samples; returns at once."""

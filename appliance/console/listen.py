@@ -58,6 +58,9 @@ class Shown(Record, frozen=True, kw_only=True, omit_defaults=False):
     rate: str
     quality: float
     lost: str
+    level: float
+    graded: str
+    preview: str
     wave: tuple[int, ...]
     wave_end: int
 
@@ -102,9 +105,22 @@ def shown(live: Live, words: Words) -> Shown:
         rate=rate,
         quality=heard.quality,
         lost=_("Some sound was lost on the way; the record says so.") if lost else "",
+        level=max(-80.0, heard.level_db),
+        graded=_("Signal quality {percent}", percent=_.percent(heard.quality)),
+        preview=_preview(live, _),
         wave=live.wave,
         wave_end=live.wave_end,
     )
+
+
+def _preview(live: Live, words: Words) -> str:
+    """What the models say so far, as something that is not the answer yet; empty while they say nothing."""
+    _ = words
+    if live.preview is None or live.preview.status != "read" or not live.preview.findings:
+        return ""
+    found = max(live.preview.findings, key=lambda finding: finding.probability)
+    said = _("{finding} {percent}", finding=found.label, percent=_.percent(found.probability))
+    return _("So far, not the answer yet: {said}", said=said)
 
 
 def _stethoscope(site: Site) -> Stethoscope:

@@ -21,7 +21,7 @@ from appliance.console.listen_words import GUIDANCE, TROUBLE, WHY
 from appliance.console.listen_words import PLACES as SAID
 from appliance.console.sessions import EVERYBODY
 from appliance.console.words import words
-from appliance.records import Patient
+from appliance.records import Code, Finding, Modality, Patient, Reading, Triage
 from tests.contract.test_console_words import Marked, untranslated
 from tests.listening_world import ListeningWorld
 
@@ -183,3 +183,15 @@ def test_numbers_are_written_as_the_language_writes_them() -> None:
 def test_a_box_without_a_stethoscope_says_so(world: ListeningWorld) -> None:
     world.server._app.state.site.context = msgspec.structs.replace(world.context, stethoscope=None)
     assert world.client.get("/listen").status_code == 404
+
+
+def test_a_running_result_is_shown_as_not_the_answer_yet() -> None:
+    code = Code(scheme="99BEDSIDE", value="x", meaning="x")
+    found = Finding(id="x", label="Abnormal heart sound", code=code, probability=0.63, positive=True, threshold=0.5)
+    reading = Reading(
+        capture_id="", modality=Modality.HEART_SOUND, status="read", triage=Triage.URGENT, advice="", findings=(found,)
+    )
+    said = shown(Live(preview=reading), words("en"))
+    assert said.preview == "So far, not the answer yet: Abnormal heart sound 63%"
+    refused = msgspec.structs.replace(reading, status="not_read", findings=())
+    assert shown(Live(preview=refused), words("en")).preview == ""

@@ -50,6 +50,9 @@ document.addEventListener("DOMContentLoaded", () => {
     set("count", now.count);
     set("rate", now.rate);
     set("lost", now.lost);
+    set("graded", now.graded);
+    set("preview", now.preview);
+    document.getElementById("level").value = now.level;
     set("guide-text", now.text);
     guide.className = `guide ${now.tone}`;
     for (const icon of guide.querySelectorAll("[data-icon]")) icon.hidden = icon.dataset.icon !== now.icon;
