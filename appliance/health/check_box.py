@@ -20,7 +20,7 @@ from appliance.health.clock import kernel_synchronised, rfc3339
 from appliance.health.telemetry import measure
 from appliance.store.errors import StoreError
 from appliance.store.files import RealFiles, durable
-from appliance.store.keys import BoxKey
+from appliance.store.keys import BoxKey, key_file
 from appliance.store.schema import MIGRATIONS
 
 _MB = 1 << 20
@@ -164,7 +164,7 @@ def check_writes(config: Config) -> Check:
 
 def check_key(config: Config) -> Check:
     """The box key: there, closed to others, the one that sealed the journal."""
-    name, path, journal = "box key", config.state / "box.key", config.state / "journal.sqlite"
+    name, path, journal = "box key", key_file(config.state), config.state / "journal.sqlite"
     if not path.exists():
         if journal.exists():
             return wrong(

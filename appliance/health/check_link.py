@@ -1,7 +1,8 @@
 """The doctor's look at what the box talks to and through: the broker, the DICOM port, the console's port.
 
-What this module keeps true: the broker is asked with a client id of its own and a session that ends at once, so the box's
-session and what the broker keeps for it are not touched; passwords and keys are read, never shown.
+What this module keeps true: the box's session and what the broker keeps for it are not touched. The broker is asked with a
+client id of its own and a session that ends at once; an enrolled box, whose certificate is its client id there, is only
+asked for while no daemon runs, and its session goes on. Passwords and keys are read, never shown.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ from typing import Any
 
 from appliance.config import Config, LinkConfig
 from appliance.health.check import Check, unsure, well, wrong
+from appliance.health.check_box import is_running
 from appliance.health.clock import kernel_synchronised
+from appliance.store.credentials import FOLDER, IdentityError, identity_of, reached, why_not
+from appliance.store.errors import StoreError
+from appliance.store.files import RealFiles
+from appliance.store.keys import open_key
 
 _SECONDS = 10.0
+_SESSION_EXPIRY = 30 * 24 * 3600  # the link's own
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - addresses to listen on, and where to ask
 _LOOK_AT_THE_CLOCK = (
     "set the clock (see the point 'clock'), then try again; if the clock is right, a new certificate is due"
@@ -45,11 +52,21 @@ def check_broker(config: Config) -> Check:
     name, link = "broker", config.link
     if not link.enabled:
         return unsure(name, "not in use (link.enabled is false)")
+    try:
+        key = open_key(config.state, RealFiles()) if (config.state / FOLDER).is_dir() else None
+        identity = identity_of(config.state, key) if key is not None else None
+    except (IdentityError, StoreError) as error:
+        return wrong(name, str(error), "enrol this box again: bedside enrol")
+    problem = why_not(link, identity)
+    link, password = reached(link, identity), identity.password if identity is not None else ""
     where = f"{link.host}:{link.port}"
     try:
         with socket.create_connection((link.host, link.port), timeout=_SECONDS) as connection:
+            if problem:
+                what, _, remedy = problem.partition("; ")
+                return wrong(name, what, remedy)
             if link.tls:
-                found = _shake_hands(link, connection)
+                found = _shake_hands(link, connection, password)
                 if found is not None and found[1] == _LOOK_AT_THE_CLOCK and kernel_synchronised() is None:
                     doubt = "says a clock that no time service keeps; the link itself judges by the best time it knows"
                     return unsure(name, f"{where}: {found[0]}, {doubt}", found[1])
@@ -58,7 +75,9 @@ def check_broker(config: Config) -> Check:
     except OSError as error:
         found = _explain_network(error, link)
         return wrong(name, f"{where}: {found[0]}", found[1])
-    said = _mqtt_connect(link)
+    if identity is not None and is_running(config.state):
+        return well(name, f"{where} shows its certificate and takes this box's; the running daemon speaks MQTT with it")
+    said = _mqtt_connect(link, password, keep=identity is not None)
     if said is not None:
         return wrong(name, f"{where}: {said[0]}", said[1])
     return well(name, f"{where} takes MQTT 5 connections{' over TLS' if link.tls else ', not encrypted'}")
@@ -80,17 +99,14 @@ def _explain_network(error: OSError, link: LinkConfig) -> tuple[str, str]:
     return error.strerror or str(error), f"check link.host {link.host!r} and link.port; {offline}"
 
 
-def _shake_hands(link: LinkConfig, connection: socket.socket) -> tuple[str, str] | None:
+def _shake_hands(link: LinkConfig, connection: socket.socket, password: str) -> tuple[str, str] | None:
     """TLS as the link does it; what is wrong and what to do, or ``None``."""
     for field in ("ca_file", "certificate_file", "key_file"):
         path = getattr(link, field)
         if path and not os.access(path, os.R_OK):
             return f"link.{field} {path} can't be read", "copy it from the hub and give it to the service's user"
     try:
-        context = ssl.create_default_context(cafile=link.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if link.certificate_file:
-            context.load_cert_chain(link.certificate_file, link.key_file)
+        context = _context(link, password)
     except (ssl.SSLError, OSError) as error:
         files = "link.ca_file, link.certificate_file and link.key_file"
         return f"certificates can't be used: {error}", f"{files} must be PEM, and the key that of the certificate"
@@ -108,6 +124,14 @@ def _shake_hands(link: LinkConfig, connection: socket.socket) -> tuple[str, str]
     return None
 
 
+def _context(link: LinkConfig, password: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=link.ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if link.certificate_file:
+        context.load_cert_chain(link.certificate_file, link.key_file, password or None)
+    return context
+
+
 def _explain_tls(error: ssl.SSLError) -> tuple[str, str]:
     reason = (error.reason or "").replace("_", " ").lower()
     if "certificate required" in reason or "handshake failure" in reason:
@@ -119,16 +143,21 @@ def _explain_tls(error: ssl.SSLError) -> tuple[str, str]:
     return f"TLS fails: {reason or error}", "compare the broker's TLS settings with link.*"
 
 
-def _mqtt_connect(link: LinkConfig) -> tuple[str, str] | None:
-    """CONNECT with a throw-away client id; what is wrong and what to do, or ``None``."""
+def _mqtt_connect(link: LinkConfig, password: str, *, keep: bool) -> tuple[str, str] | None:
+    """CONNECT; what is wrong and what to do, or ``None``. ``keep``: the broker takes us for the box, whose session goes on."""
     from paho.mqtt.client import CallbackAPIVersion, Client, MQTTv5
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
 
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=f"bedside-doctor-{secrets.token_hex(6)}",
         protocol=MQTTv5,
         reconnect_on_failure=False,
+        manual_ack=True,
     )
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = _SESSION_EXPIRY if keep else 0
     answered, answer = threading.Event(), []
 
     def on_connect(_client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
@@ -139,15 +168,12 @@ def _mqtt_connect(link: LinkConfig) -> tuple[str, str] | None:
     client.on_disconnect = lambda *_: answered.set()
     try:
         if link.username:
-            password = Path(link.password_file).read_text().strip() if link.password_file else None
-            client.username_pw_set(link.username, password)
+            secret = Path(link.password_file).read_text().strip() if link.password_file else None
+            client.username_pw_set(link.username, secret)
         if link.tls:
-            context = ssl.create_default_context(cafile=link.ca_file)
-            if link.certificate_file:
-                context.load_cert_chain(link.certificate_file, link.key_file)
-            client.tls_set_context(context)
+            client.tls_set_context(_context(link, password))
         client.connect_timeout = _SECONDS
-        client.connect(link.host, link.port, keepalive=10)
+        client.connect(link.host, link.port, keepalive=10, clean_start=not keep, properties=properties)
     except OSError as error:
         if error.filename:
             return f"{error.filename}: {error.strerror}", "link.password_file must be readable for the service's user"

@@ -20,7 +20,7 @@ from appliance.store.captures import Captures
 from appliance.store.errors import StoreError
 from appliance.store.files import RealFiles
 from appliance.store.journal import Reader
-from appliance.store.keys import open_key
+from appliance.store.keys import key_file, open_key
 from appliance.store.vault import Vault
 
 _SUFFIX = {"application/dicom": ".dcm", "audio/flac": ".flac"}
@@ -51,7 +51,7 @@ class Exporter:
 
     def __init__(self, config: Config) -> None:
         folder = config.state
-        if not (folder / "box.key").exists():
+        if not key_file(folder).exists():
             raise StoreError(f"{folder}: nothing was ever kept here; name the daemon's configuration with --config")
         self._options = options_of(config.deidentify)
         self._key = open_key(folder, RealFiles())

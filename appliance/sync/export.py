@@ -22,7 +22,7 @@ from appliance.protocol.parcel import SUFFIX, Entry, HubPublic, ParcelWriter
 from appliance.store.errors import StoreError
 from appliance.store.files import RealFiles, durable
 from appliance.store.journal import Reader
-from appliance.store.keys import open_key
+from appliance.store.keys import key_file, open_key
 from appliance.store.outbox import Item, Outbox
 from appliance.store.transfers import Transfer, Transfers
 from appliance.store.vault import Vault
@@ -32,6 +32,7 @@ LARGEST = 1 << 30
 _SHARE = 0.98
 _SPARE = 2 << 20
 _ALL = 1 << 40
+_SEALED = 12 + 32 + 16
 
 
 class Exported(NamedTuple):
@@ -48,7 +49,7 @@ class Waiting:
 
     def __init__(self, config: Config) -> None:
         folder = config.state
-        if not (folder / "box.key").exists():
+        if not key_file(folder).exists():
             raise StoreError(f"{folder}: nothing was ever kept here; name the daemon's configuration with --config")
         key = open_key(folder, RealFiles())
         self._reader = Reader(folder / "journal.sqlite")
@@ -138,12 +139,14 @@ class Stick:
 
 
 def device_key(config: Config) -> Ed25519PrivateKey:
-    """The key that this box signs its parcels with, made on first use (mode 0600, durable)."""
-    path = config.state / "parcel.key"
-    if not path.exists():
+    """The key that this box signs its parcels with, made on first use and sealed with the box key."""
+    path, key = config.state / "parcel.key", open_key(config.state, RealFiles())
+    held = path.read_bytes() if path.exists() else b""
+    if len(held) != _SEALED:
+        held = key.seal(held or os.urandom(32), "parcel")  # a box of before kept it unsealed
         with durable(RealFiles(), path) as file:
-            file.write(os.urandom(32))
-    return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+            file.write(held)
+    return Ed25519PrivateKey.from_private_bytes(key.unseal(held, "parcel"))
 
 
 def export(config: Config, stick: Stick, on_progress: Callable[[int], None] = lambda _: None) -> Exported:
