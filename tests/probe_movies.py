@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,8 +31,12 @@ def screen(frames: int = 30, *, linear: bool = False) -> probe.Screen:
 def movie(folder: Path, *, frames: int = 30, codec: str = "MJPG", repeat: int = 1) -> Path:
     """The screen as a movie file of ``frames × repeat`` pictures."""
     target = folder / f"probe-{codec}.avi"
-    made = screen(frames).frames
-    probe.write(target, made if repeat == 1 else made[[*range(frames)] * repeat], codec=codec)
+    probe.write(target, screen(frames).frames, codec=codec)
+    if repeat == 1:
+        return target
+    once = target.rename(folder / f"once-{codec}.avi")
+    loop = ["ffmpeg", "-v", "error", "-stream_loop", str(repeat - 1), "-i", once, "-c", "copy", target]
+    subprocess.run(loop, check=True, stdin=subprocess.DEVNULL)
     return target
 
 
