@@ -41,7 +41,8 @@ def bindings(module: str = MODULE) -> Any:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise EngineMissingError(
-            f"TensorRT is not here ({error}); on a Jetson it comes with JetPack (python3-libnvinfer), "
+            f"TensorRT is not here ({error}); on a Jetson it comes with JetPack 6.1 or newer "
+            "(apt-get install python3-libnvinfer; make the environment with --system-site-packages), "
             "elsewhere pip install 'bedside[jetson]'"
         ) from error
 
