@@ -7,6 +7,9 @@ removed, or its disk was put back to an older state. They may come in any order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
 from sqlalchemy import Connection, select
 
 from hub import audit, tables
@@ -57,3 +60,27 @@ def _row(arrival: CheckpointArrival, now_ms: int) -> dict[str, object]:
         "payload": arrival.payload,
         "received_ms": now_ms,
     }
+
+
+class Point(NamedTuple):
+    """A checkpoint as the hub holds it."""
+
+    device: str
+    sequence: int
+    chain: str
+    received_ms: int
+
+
+def points(connection: Connection, device: str = "") -> list[Point]:
+    """What the boxes said of their logs, or what ``device`` said, oldest first."""
+    query = select(_checkpoint.device, _checkpoint.sequence, _checkpoint.chain, _checkpoint.received_ms)
+    if device:
+        query = query.where(_checkpoint.device == device)
+    rows = connection.execute(query.order_by(_checkpoint.device, _checkpoint.received_ms, _checkpoint.sequence))
+    return [Point(*row) for row in rows]
+
+
+def contradicted(held: Iterable[Point], entries: Iterable[dict[str, Any]]) -> list[Point]:
+    """The checkpoints that a box's exported log contradicts (``bedside audit export``: ``sequence`` and ``chain`` of each)."""
+    chains = {int(entry["sequence"]): str(entry["chain"]) for entry in entries}
+    return [point for point in held if chains.get(point.sequence) != point.chain]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hub import config as configuration
-from hub.cli_authority import broker, ca_app
+from hub.cli_authority import broker, ca_app, checkpoints
 from hub.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(ca_app, name="ca")
 app.command()(broker)
+app.command()(checkpoints)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The hub's TOML file.", dir_okay=False)]
 _DEFAULT = Path("/etc/bedside/hub.toml")

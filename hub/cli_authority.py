@@ -5,6 +5,7 @@ What this module keeps true: it parses, wires and prints; the work is done in ``
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -127,6 +128,39 @@ def broker(
     except (AuthorityError, OSError) as error:
         fail(str(error))
     typer.echo(f"{path}: written. Start it with: mosquitto -c {path}")
+
+
+def checkpoints(
+    device: Annotated[str, typer.Argument(help="site/device; all without it.")] = "",
+    log: Annotated[Path | None, typer.Option(help="That box's log (`bedside audit export`), to compare.")] = None,
+    config: ConfigOption = _DEFAULT,
+) -> None:
+    """What the boxes said of their audit logs; with --log, whether a box's log is still the one it was."""
+    from hub.checkpoints import contradicted, points
+
+    try:
+        database = Database(_load(config).database_url)
+        database.migrate()
+        with database.read() as connection:
+            held = points(connection, device)
+        entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log else []
+    except (DatabaseError, OSError, ValueError) as error:
+        fail(str(error))
+    if log is None:
+        for one in held:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one.received_ms / 1000))
+            typer.echo(f"{one.device:40} entry {one.sequence:8} {one.chain} {when}")
+        return
+    if not device:
+        fail("say whose log it is: bedside-hub checkpoints SITE/DEVICE --log FILE", 2)
+    wrong = contradicted(held, entries)
+    if wrong or not held:
+        fail(
+            f"{device}: the log is not the one that it was at entry {wrong[0].sequence}"
+            if wrong
+            else f"{device}: none held"
+        )
+    typer.echo(f"{device}: {len(entries)} entries agree with {len(held)} checkpoints")
 
 
 def open_enrolments(config: Config) -> Enrolments:
