@@ -17,13 +17,15 @@ from appliance.capture.add import SOURCE
 from appliance.capture.facts import FileReader
 from appliance.capture.header import NotDicom
 from appliance.capture.intake import Facts, IntakeError
+from appliance.capture.video_messages import Picture
 from appliance.capture.video_takes import Also, Attach, Whose
 from appliance.console.binding import Held, Who, compare, held
 from appliance.console.context import Context, Door, Serving, StatusView, Upload
 from appliance.health.power import power
 from appliance.pipeline import report_again
 from appliance.reading.requests import Raw, ReadRequest, known_of
-from appliance.records import Modality, Moment, Patient
+from appliance.reading.stream import Frame, Live, PreviewReader
+from appliance.records import Modality, Moment, Patient, Reading
 from appliance.store import audit, usage
 from appliance.store.captures import Kept
 from appliance.store.store import Store
@@ -31,6 +33,7 @@ from appliance.store.store import Store
 if TYPE_CHECKING:
     from appliance.daemon import Daemon
 
+_LIVE_FOR_S = 4.0
 _AGREED = "agreement"
 _PIXELS = 3  # after every capture that waits to be read
 
@@ -46,11 +49,42 @@ def bedside_view(daemon: Daemon) -> Context:
         agreement=lambda capture_id: _agreement(daemon, capture_id),
         pixels=lambda capture_id: _pixels(daemon, capture_id),
         ultrasound=daemon.ultrasound,
+        live_reading=_live_reading(daemon),
         stethoscope=daemon.stethoscope,
         report_again=lambda tx, one: report_again(daemon.store, tx, daemon.address.key, one, daemon.hide),
         wake=daemon.wake_link,
         device=daemon.address.key,
     )
+
+
+def _live_reading(daemon: Daemon) -> Callable[[], Reading | None]:
+    """Has the live ultrasound read while somebody looks; gives the newest reading, unless it has grown old."""
+    if daemon.ultrasound is None:
+        return lambda: None
+    heard: list[tuple[float, Reading]] = []
+
+    def hear(live: Live) -> None:
+        heard[:] = [(time.monotonic(), live.reading)]
+
+    reader = PreviewReader(daemon.worker, Modality.LUNG_ULTRASOUND, at_most_hz=2.0, heard=hear)
+
+    def offer(picture: Picture) -> None:
+        reader.offer(
+            Frame(
+                number=picture.number,
+                rows=picture.rows,
+                columns=picture.columns,
+                channels=1,
+                pixels=picture.pixels,
+            )
+        )
+
+    def newest() -> Reading | None:
+        found = heard[:1]
+        return found[0][1] if found and time.monotonic() - found[0][0] < _LIVE_FOR_S else None
+
+    daemon.ultrasound.on_picture = offer
+    return newest
 
 
 def attaching(store: Store, now: Callable[[], Moment]) -> Attach:

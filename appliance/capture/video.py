@@ -13,6 +13,7 @@ import random
 import threading
 import time
 import uuid
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -25,7 +26,7 @@ from appliance.capture.video_multiframe import NoFrames
 from appliance.capture.video_process import Decoding
 from appliance.capture.video_regions import Regions
 from appliance.capture.video_scan import NotNow, Scan, scan_of
-from appliance.capture.video_takes import Also, Attach, Take, Takes, Whose
+from appliance.capture.video_takes import Attach, Take, Takes, Whose
 from appliance.config import UltrasoundConfig
 from appliance.store.captures import Kept
 
@@ -37,6 +38,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 15.0
 _STEADY_S = 8.0
 _REMEMBERED = 400
 _SPARE_S = 2.0
+_RAW_EVERY_S = 0.4
 _SETTLED_S = 0.3
 _MB = 1 << 20
 
@@ -63,6 +65,8 @@ class VideoDoor:
         self._settling: set[str] = set()
         self._order = Order()
         self._looked = -_LOOKED_AT_S
+        self.on_picture: Callable[[Picture], None] | None = None  # given pixels, now and then; must return at once
+        self._raw_at = 0.0
         self._whose, self._since = "", 0
 
     def start(self) -> None:
@@ -260,14 +264,11 @@ class VideoDoor:
         with self._changed:
             self.decoding = self._ready = self._heard = self._picture = None
             self._shown.clear()
-            crashed = decoding.crashed
-            self._scan = msgspec.structs.replace(
-                self._scan, opened=self._scan.opened + 1, crashes=self._scan.crashes + crashed
-            )
+            crashes = self._scan.crashes + decoding.crashed
+            self._scan = msgspec.structs.replace(self._scan, opened=self._scan.opened + 1, crashes=crashes)
         self.finish("source")
-        session, self._session = self._session, ""
+        self._session = ""
         self.takes.tidy()
-        _log.debug("decoder ended", session=session)
         return reason
 
     def _hear(self, message: Message) -> None:
@@ -277,6 +278,8 @@ class VideoDoor:
                 self._send()
             elif isinstance(message, Picture):
                 self._picture = message
+                if message.pixels and self.on_picture is not None:
+                    self.on_picture(message)
                 if not message.whole:
                     self._shown[message.number] = message.t_ns
                     while len(self._shown) > _REMEMBERED:
@@ -377,7 +380,9 @@ class VideoDoor:
         pins = tuple((take.from_ns, take.to_ns) for take in self._open.values() if take.session == self._session)
         self._order = msgspec.structs.replace(self._order, pins=pins)
         if self.decoding is not None:
-            self.decoding.order(msgspec.structs.replace(self._order, look=look))
+            raw = bool(look) and self.on_picture is not None and time.monotonic() - self._raw_at > _RAW_EVERY_S
+            self._raw_at = time.monotonic() if raw else self._raw_at
+            self.decoding.order(msgspec.structs.replace(self._order, look=look, raw=raw))
 
     def _phase(self, phase: str, reason: str = "") -> None:
         with self._changed:
@@ -393,6 +398,3 @@ class VideoDoor:
         )
         self._scan = scan_of(before, self._ready, self._heard, takes)
         self._changed.notify_all()
-
-
-__all__ = ["Also", "NotNow", "Picture", "Scan", "Take", "VideoDoor", "Whose"]

@@ -157,7 +157,7 @@ class Decoder:
         self._missing = 0
         self._arrivals: collections.deque[int] = collections.deque(maxlen=30)
         self._reported = 0.0
-        self._look = 0
+        self._look, self._raw = 0, False
         send(link, Ready(**opened._asdict()))
 
     def run(self) -> None:
@@ -192,7 +192,8 @@ class Decoder:
             elif order.search != self._order.search:
                 self._area.hold(None)
             self._ring.pin(Span(*pin) for pin in order.pins)
-            self._look = order.look or self._look
+            if order.look:
+                self._look, self._raw = order.look, order.raw
             closed = any(not pin[1] for pin in self._order.pins) and not any(not pin[1] for pin in order.pins)
             self._order = order
             if closed:
@@ -245,7 +246,7 @@ class Decoder:
         ok, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         if not ok:
             return
-        raw = small if self._order.raw and not whole else None
+        raw = small if self._raw and not whole else None
         grey = None if raw is None else cv2.cvtColor(raw, cv2.COLOR_BGR2GRAY) if raw.ndim == 3 else raw
         send(
             self._link,

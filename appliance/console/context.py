@@ -14,7 +14,7 @@ from appliance.capture.stethoscope import Stethoscope
 from appliance.capture.video import VideoDoor
 from appliance.console.binding import Held
 from appliance.reading.requests import Raw
-from appliance.records import Modality, Record
+from appliance.records import Modality, Reading, Record
 from appliance.store.captures import Kept
 from appliance.store.journal import Transaction
 from appliance.store.store import Store
@@ -106,6 +106,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     ``wake``: called after it: there is something to send.
     ``device``: ``site/name``, the issuer of the numbers that this box gives to patients who have none.
     ``ultrasound``: live video, ``None`` where it is not offered. ``stethoscope``: likewise.
+    ``live_reading``: what a model says of the newest live picture, a preview that goes nowhere; ``None`` while there is none.
     """
 
     store: Store
@@ -115,6 +116,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     note_agreement: Callable[[str, bool, str], None]
     agreement: Callable[[str], bool | None] = lambda _: None
     ultrasound: VideoDoor | None = None
+    live_reading: Callable[[], Reading | None] = lambda: None
     stethoscope: Stethoscope | None = None
     pixels: Callable[[str], Raw | None] = lambda _: None
     report_again: Callable[[Transaction, str], None] = lambda _tx, _capture_id: None

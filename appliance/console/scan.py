@@ -76,7 +76,7 @@ def _page(site: Site, door: VideoDoor, request: Request) -> Response:
     return site.page(
         request,
         "scan.html",
-        state=said(scan, words),
+        state=said(scan, words, site.context.live_reading()),
         takes=[
             (take, *take_words(take, words), _whom(site, take.encounter_id))
             for take in scan.takes
@@ -120,7 +120,7 @@ def _events(site: Site, door: VideoDoor) -> Callable[[Request], Awaitable[Respon
                 yield b": still here\n\n"
                 continue
             serial = scan.serial
-            yield b"data: " + msgspec.json.encode(said(scan, words)) + b"\n\n"
+            yield b"data: " + msgspec.json.encode(said(scan, words, site.context.live_reading())) + b"\n\n"
             await asyncio.sleep(_PACE_S)
 
     async def endpoint(request: Request) -> Response:

@@ -11,7 +11,7 @@ from typing import Literal
 from appliance.capture import video_area
 from appliance.capture.video_scan import Scan, Waiting
 from appliance.console.words import N_, Words
-from appliance.records import Record
+from appliance.records import Reading, Record
 
 Tone = Literal["routine", "urgent", "critical", "not-read", "reading"]
 """The colours and icons of the levels, used again: green, amber, red, grey with a question mark, grey and waiting."""
@@ -103,10 +103,11 @@ class Said(Record, frozen=True, kw_only=True, omit_defaults=False):
     takes: str
     area: tuple[float, float, float, float] | None
     confirmed: bool
+    reading: str
 
 
-def said(scan: Scan, words: Words) -> Said:
-    """A state in one language."""
+def said(scan: Scan, words: Words, reading: Reading | None = None) -> Said:
+    """A state in one language; ``reading``: the preview of the newest picture."""
     word, hint, tone = _state(scan)
     able = scan.phase == "live" and not scan.reason and scan.kept > 0
     clip = next((take for take in scan.takes if take.recording), None)
@@ -134,6 +135,7 @@ def said(scan: Scan, words: Words) -> Said:
         takes=" ".join(take.id for take in scan.takes if not take.recording),
         area=scan.area.box if scan.area else None,
         confirmed=scan.area is not None and scan.area.confirmed,
+        reading=_reading(reading, words) if able and reading is not None else "",
     )
 
 
@@ -144,6 +146,14 @@ def take_words(take: Waiting, words: Words) -> tuple[str, str]:
         name = words(N_("Clip of {time}"), time=words.duration(take.seconds)) if take.seconds else words(N_("Clip"))
     why = _ENDED.get(take.ended, "")
     return name, words(why) if why else ""
+
+
+def _reading(reading: Reading, words: Words) -> str:
+    """What the model sees just now: the signs that are there, or that there is none, or why it can't tell."""
+    if reading.refusal is not None:
+        return reading.refusal.reason
+    there = [f"{one.label} {words.percent(one.probability)}" for one in reading.findings if one.positive]
+    return ", ".join(there) if there else words(N_("No sign that the model knows"))
 
 
 def _state(scan: Scan) -> tuple[str, str, Tone]:

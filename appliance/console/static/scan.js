@@ -58,6 +58,8 @@
     one("meter").parentElement.hidden = state.score === null;
     if (state.score !== null) one("meter").value = state.score;
     text("score", state.meter);
+    text("reading", state.reading);
+    one("preview").hidden = !state.reading;
     one("freeze").disabled = one("clip").disabled = !state.able;
     one("begin").hidden = state.recording;
     one("end").hidden = !state.recording;
