@@ -15,6 +15,7 @@ import contextlib
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ _CONTENT_TYPE, _TOPIC_ALIAS, _USER_PROPERTY = 0x03, 0x23, 0x26
 _FIRST_ID = 1 << 10
 """Packet ids below are paho's own (SUBSCRIBE)."""
 _LAST_ID = 65535
+_MISC_EVERY = 0.5
+"""Seconds between two looks at the keep-alive."""
 
 
 class Waker:
@@ -87,6 +90,8 @@ class Session(mqtt.Client):  # type: ignore[misc]
         self._packed: dict[str, bytes] = {}
         self._aliases: dict[str, int] = {}
         self._next_id = _FIRST_ID
+        self._poll: Any = None
+        self._misc_at = 0.0
         self.alias_maximum = 0
         self.receive_maximum = _LAST_ID
         self._waker = waker
@@ -143,6 +148,10 @@ class Session(mqtt.Client):  # type: ignore[misc]
             return False
         if ready and not self._read(inner):
             return False
+        now = time.monotonic()
+        if now < self._misc_at:
+            return True
+        self._misc_at = now + _MISC_EVERY
         return bool(self.loop_misc() == mqtt.MQTT_ERR_SUCCESS)
 
     def release(self) -> None:
@@ -151,10 +160,11 @@ class Session(mqtt.Client):  # type: ignore[misc]
 
     def _wait(self, inner: BufferedSocket, patience: float) -> bool:
         flushed = inner.flush()
-        poll = select.poll()
-        poll.register(inner.fileno(), select.POLLIN if flushed else select.POLLIN | select.POLLOUT)
-        poll.register(self._waker.fileno(), select.POLLIN)
-        events = dict(poll.poll(0 if inner.pending() else max(0.0, patience) * 1000))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._waker.fileno(), select.POLLIN)
+        self._poll.register(inner.fileno(), select.POLLIN if flushed else select.POLLIN | select.POLLOUT)
+        events = dict(self._poll.poll(0 if inner.pending() else max(0.0, patience) * 1000))
         if self._waker.fileno() in events:
             self._waker.heard()
         return bool(inner.pending() or events.get(inner.fileno(), 0) & ~select.POLLOUT)

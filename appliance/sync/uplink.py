@@ -31,12 +31,12 @@ from appliance.store.journal import Transaction
 from appliance.store.outbox import Item, Outcome, Priority
 from appliance.store.store import MB, Store
 from appliance.store.transfers import Transfer
-from appliance.store.vault import FRAME
 from appliance.sync.pacing import Pacing
+from appliance.sync.sending import Sending
 
 _log = structlog.get_logger(__name__)
 
-GRACE = 0.25
+GRACE, EXPIRE_EVERY = 0.25, 0.25
 AWAITING = 500
 """Messages sent and not yet confirmed by the hub: mosquitto drops what it queues beyond 1,000 for an absent hub."""
 AHEAD = 2 << 20
@@ -58,30 +58,6 @@ class Wire(Protocol):
         """Hand a QoS 1 message over; ``False`` if the connection is gone. ``token`` comes back in ``acknowledged``."""
 
 
-class _Sending:
-    """A transfer in progress: the cursor and one decrypted frame."""
-
-    def __init__(self, transfer: Transfer) -> None:
-        self.transfer = transfer
-        self.confirmed = transfer.confirmed
-        self.cursor = max(0, min(transfer.confirmed, transfer.size - 1))
-        self.ended: float | None = None
-        self.frame = -1
-        self.data = b""
-
-    def ask_again(self) -> None:
-        """Go back to what the hub has confirmed, by a byte at least: a hub that has all of it says so when asked."""
-        self.cursor = max(0, min(self.confirmed, self.transfer.size - 1))
-
-    def piece(self, store: Store, size: int) -> bytes:
-        """Up to ``size`` bytes at the cursor, within one frame of the vault."""
-        number, start = divmod(self.cursor, FRAME)
-        if number != self.frame:
-            self.data = next(iter(store.vault.frames(self.transfer.sha256, self.cursor)))
-            self.frame = number
-        return self.data[start : start + size]
-
-
 class Uplink:
     """The scheduler. ``monotonic`` gives seconds; ``day`` the present date as ``YYYY-MM-DD``."""
 
@@ -101,9 +77,9 @@ class Uplink:
         self._ready: deque[Item] = deque()
         self._taken_up_to = (-1, 0)
         self._payloads: dict[str, bytes] = {}
-        self._sending: dict[str, _Sending] = {}
+        self._sending: dict[str, Sending] = {}
         self._changed = True
-        self._grace_until = 0.0
+        self._grace_until = self._expire_at = 0.0
         self._patience = 1
         self._unwritten = [0, 0]
         self._offsets: dict[str, tuple[str, int]] = {}
@@ -141,7 +117,7 @@ class Uplink:
         """The connection is gone."""
         with self._lock:
             self._wire = None
-            self._flush(force=True)
+            self._flush(self._monotonic(), force=True)
 
     def acknowledged(self, token: int) -> None:
         """The broker has a message (PUBACK): room in the window, and no more than that."""
@@ -152,8 +128,9 @@ class Uplink:
         """Send all that may be sent now; seconds until there may be more without anything new happening."""
         with self._lock:
             now = self._monotonic()
-            self._expire(now)
-            self._flush()
+            if now >= self._expire_at:
+                self._expire(now)
+            self._flush(now)
             while self._wire is not None and self._pacing.room():
                 if not self._send_next(now):
                     break
@@ -246,15 +223,15 @@ class Uplink:
         if items:
             self._taken_up_to = (items[-1].priority, items[-1].sequence)
 
-    def _begin(self, transfer: Transfer) -> _Sending:
-        sending = _Sending(transfer)
+    def _begin(self, transfer: Transfer) -> Sending:
+        sending = Sending(transfer)
         sha256, offset = self._offsets.get(transfer.id, ("", 0))
         if sha256 == transfer.sha256:
             sending.confirmed = min(offset, transfer.size)
             sending.ask_again()
         return sending
 
-    def _next_transfer(self, now: float) -> _Sending | None:
+    def _next_transfer(self, now: float) -> Sending | None:
         if now < self._grace_until or not self._may(critical=False):
             return None
         for sending in self._sending.values():
@@ -300,7 +277,7 @@ class Uplink:
         self._held[item.id] = now + REFUSED_PAUSE
         self._store.journal.submit(lambda tx: self._store.outbox.trouble(tx, item.id, reason))
 
-    def _send_chunk(self, sending: _Sending, now: float) -> bool:
+    def _send_chunk(self, sending: Sending, now: float) -> bool:
         transfer = sending.transfer
         try:
             data = sending.piece(self._store, self._pacing.chunk)
@@ -360,6 +337,7 @@ class Uplink:
 
     def _expire(self, now: float) -> None:
         """What the hub didn't confirm in time is sent again, more patiently each time."""
+        self._expire_at = now + EXPIRE_EVERY
         late = [identity for identity, until in self._awaiting.items() if until <= now]
         stuck = [one for one in self._sending.values() if one.ended is not None and one.ended <= now]
         for identity in late:
@@ -374,9 +352,8 @@ class Uplink:
             self._patience = min(self._patience * 2, _PATIENCE)
         self._changed = self._changed or bool(late or stuck or ended)
 
-    def _flush(self, *, force: bool = False) -> None:
+    def _flush(self, now: float, *, force: bool = False) -> None:
         """Write counted bytes and confirmed offsets now and then: losing them costs some bytes, never data."""
-        now = self._monotonic()
         if not (force or now - self._offsets_at > 2.0) or not (any(self._unwritten) or self._unwritten_offsets):
             return
         self._offsets_at = now
