@@ -63,7 +63,7 @@ def report(printed: Printed, words: Words) -> bytes:
             break
         _capture(page, whole, words, say)
     if not printed.captures:
-        page.line(words("Nothing was captured in this visit."), 11)
+        page.line(words(N_("Nothing was captured in this visit.")), 11)
     _foot(page, printed, words, say)
     return page.done()
 
@@ -149,11 +149,11 @@ def _head(page: _Page, printed: Printed, words: Words, say: Phrases) -> None:
     width = _WIDTH - _QR - 4
     page.code(code_of(printed))
     page.pdf.set_y(_TOP)
-    page.line(words("Report of a visit"), 17, bold=True, width=width)
+    page.line(words(N_("Report of a visit")), 17, bold=True, width=width)
     page.line(words(ADVICE_NOT_DIAGNOSIS), 10, bold=True, tone=_TONES["critical"], width=width)
     page.pdf.set_y(page.y + 1.5)
     page.line(" · ".join(say.whom(printed.visit.patient)), 13, bold=True, width=width)
-    parts = [words("here since {time}", time=say.stamp(printed.visit.opened)), printed.visit.procedure]
+    parts = [words(N_("here since {time}"), time=say.stamp(printed.visit.opened)), printed.visit.procedure]
     page.line(" · ".join(part for part in parts if part), 9, tone=_GREY, width=width)
     page.pdf.set_y(max(page.y, _TOP + _QR) + 1)
     page.rule((0, 0, 0), 0.5)
@@ -164,13 +164,13 @@ def _capture(page: _Page, whole: Whole, words: Words, say: Phrases) -> None:
     tone = _TONES.get(line.level, _GREY)
     where = [say.modality(line.modality), line.view, say.position(line.position) if line.position else ""]
     page.line(f"{say.level(line)} – {' · '.join(part for part in where if part)}", 12, bold=True, tone=tone)
-    page.line(f"{say.stamp(line.received)} · {words('Case')} {line.id[:8]}", 8, tone=_GREY)
+    page.line(f"{say.stamp(line.received)} · {words(N_('Case'))} {line.id[:8]}", 8, tone=_GREY)
     found = say.found(line)
     page.line(" · ".join(found), 11, bold=bool(line.positive), inset=4)
     if reading is not None:
-        page.line(say.advice(reading) or words("Go on with the usual care."), 10, inset=4)
+        page.line(say.advice(reading) or words(N_("Go on with the usual care.")), 10, inset=4)
         unsure = [one.label for one in reading.findings if one.confidence == "low"]
-        limits = [words("{finding}: the answer is uncertain.", finding=one) for one in unsure]
+        limits = [words(N_("{finding}: the answer is uncertain."), finding=one) for one in unsure]
         if reading.status == "read":
             limits.append(say.looked_for(reading))
         page.line(" ".join((*reading.warnings, *limits)), 8, tone=_GREY, inset=4)
@@ -179,7 +179,7 @@ def _capture(page: _Page, whole: Whole, words: Words, say: Phrases) -> None:
         said = f"{say.human(line)}: {latest.reviewer}" + (f". {latest.note}" if latest.note else "")
         page.line(said, 10, bold=True, inset=4, tone=_TONES["routine"])
     else:
-        page.line(say.human(line) or words("Not sent yet"), 9, inset=4, tone=_GREY)
+        page.line(say.human(line) or words(N_("Not sent yet")), 9, inset=4, tone=_GREY)
     page.pdf.set_y(page.y + 0.5)
     page.rule((201, 212, 221))
 

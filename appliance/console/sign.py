@@ -31,6 +31,15 @@ ROLES: dict[Role, str] = {
 }
 _CODE = "setup-code"
 
+# What the store says, for the catalogue.
+N_("a PIN has 6 to 12 digits")
+N_("this PIN is among the first that anybody tries; choose another one")
+N_("somebody has this name already; add a letter to tell the two apart")
+N_("a name is needed, so that people find themselves on the screen")
+N_("somebody must stay who may change this: keep one active administrator")
+N_("somebody attached or moved this capture meanwhile; look again")
+N_("somebody changed this patient meanwhile; look again")
+
 
 def routes(site: Site, sessions: Sessions) -> list[Guarded]:
     """The pages' addresses."""
