@@ -48,6 +48,9 @@ _log = structlog.get_logger(__name__)
 UNDECIDED_S = 180.0
 """A stopped recording that nobody keeps or throws away is kept after so long."""
 
+_UNEXPECTED = Failure(
+    code="library", what="the recorder failed", remedy="start again; if it stays, look at the log of the daemon"
+)
 Phase = Literal["idle", "starting", "recording", "stopped"]
 Why = Literal["", "hand", "enough", "longest", "device", "disk"]
 
@@ -222,8 +225,7 @@ class Stethoscope:
         from appliance.capture.stethoscope_taking import Taking  # numpy: only a box that records needs it
 
         writer: SpoolWriter | None = None
-        failure: Failure | None = None
-        counts = Counts()
+        failure: Failure | None = _UNEXPECTED
         try:
             opened = source.open()
             begun = Begun(
@@ -238,6 +240,7 @@ class Stethoscope:
             preview = self._make_preview(place.modality, opened.rate_hz)
             judge = self._judge(place.modality, opened.rate_hz)
             Taking(source.blocks(), writer, opened.rate_hz, judge, preview, self._clock, self._show).run()
+            failure = None
         except NoSound as error:
             self._why, failure = "device", error.failure
         except OSError as error:
@@ -246,8 +249,7 @@ class Stethoscope:
                 code="disk", what=f"the disk did not take it ({error.strerror})", remedy="free space on the disk"
             )
         finally:
-            counts = source.close()
-        self._finished(writer, counts, failure)
+            self._finished(writer, source.close(), failure)
 
     def _finished(self, writer: SpoolWriter | None, counts: Counts, failure: Failure | None) -> None:
         if writer is not None:

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from appliance.capture.stethoscope_finish import floats, gap_piece, samples_piece
 from appliance.capture.stethoscope_judge import Heard, Judge, Preview
 from appliance.capture.stethoscope_source import Block
 from appliance.store.spool import SpoolWriter
+
+_log = structlog.get_logger(__name__)
 
 PIECE_S = 0.4
 """What is written to the disk at a time."""
@@ -48,6 +51,8 @@ class Taking:
         self._rest = np.zeros(0, np.float32)
         self._peaks: deque[int] = deque(maxlen=2 * PEAKS)
         self._peaks_end = 0
+        self._heard = Heard()
+        self.deaf = False
 
     def run(self) -> None:
         """Until it is stopped; raises ``NoSound`` and ``OSError``."""
@@ -78,11 +83,22 @@ class Taking:
         self._writer.append(samples_piece(taken))
         samples = floats(taken)
         self._frames += len(samples)
-        heard = self._judge.feed(samples)
-        if self._preview is not None:
-            self._preview.offer(samples.astype("<f4").tobytes())
         self._draw(samples)
-        self._show(self._frames / self._rate, heard, tuple(self._peaks), self._peaks_end)
+        self._listen(samples)
+        self._show(self._frames / self._rate, self._heard, tuple(self._peaks), self._peaks_end)
+
+    def _listen(self, samples: npt.NDArray[np.float32]) -> None:
+        if self.deaf:
+            return
+        try:
+            self._heard = self._judge.feed(samples)
+            if self._preview is not None:
+                self._preview.offer(samples.astype("<f4").tobytes())
+        # The edge of a task: who listens along must not cost the recording; nothing is judged from here on.
+        except Exception as error:  # noqa: BLE001
+            self.deaf = True
+            self._heard = Heard()
+            _log.exception("listening along failed; the recording goes on", kind=type(error).__name__, exc_info=False)
 
     def _draw(self, samples: npt.NDArray[np.float32]) -> None:
         step = max(1, self._rate // PEAKS_PER_S)

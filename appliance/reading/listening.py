@@ -248,5 +248,8 @@ def breath_period(wave: Floats, rate_hz: int) -> float | None:
     peaks = 1 + np.flatnonzero((inner[1:-1] >= inner[:-2]) & (inner[1:-1] >= inner[2:]))
     if not peaks.size:
         return None
-    best = int(peaks[int(np.argmax(inner[peaks]))])
-    return (low + best) / per_s if inner[best] > 0.25 else None
+    highest = float(np.max(inner[peaks]))
+    if highest <= 0.25:
+        return None
+    first = int(peaks[np.flatnonzero(inner[peaks] >= 0.7 * highest)[0]])  # two breaths are as alike as one
+    return (low + first) / per_s

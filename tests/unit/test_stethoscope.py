@@ -214,6 +214,21 @@ def test_it_stops_by_itself_when_enough_clean_beats_are_in(make: Callable[..., B
     assert 8.0 <= live.seconds <= 16.0
 
 
+class _Broken:
+    def feed(self, _samples: npt.NDArray[np.float32]) -> Heard:
+        raise IndexError("a fault in the judgement")
+
+
+def test_a_fault_in_judging_costs_the_judgement_and_not_the_recording(make: Callable[..., Bench]) -> None:
+    source = PlayedSource(HEART_SOUND[:20000])
+    bench = make(source, lambda _modality, _rate: _Broken())
+    bench.stethoscope.begin("mitral")
+    assert source.reached.wait(10)
+    bench.stethoscope.end()
+    bench.stethoscope.keep(bench.until("stopped").recording)
+    assert np.array_equal(bench.samples(bench.captures()[0]), HEART_SOUND[:20000])
+
+
 def test_a_discarded_recording_is_gone_and_stands_in_the_audit_log(make: Callable[..., Bench]) -> None:
     source = PlayedSource(HEART_SOUND[:8000])
     bench = make(source)
