@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from appliance.config import StethoscopeConfig, StorageConfig
 from appliance.health.clock import Clock
 from appliance.reading.listening import listener
 from appliance.records import Capture, Modality, Patient
+from appliance.store.spool import SpoolWriter
 from appliance.store.store import Store
 from tests.simulated_stethoscope import PlayedSource, int32
 from tools.simulate import sounds
@@ -343,3 +345,27 @@ def test_the_codes_of_the_places_are_snomeds() -> None:
 
 def test_the_live_record_can_be_sent_as_json() -> None:
     assert msgspec.json.decode(msgspec.json.encode(Live()), type=Live) == Live()
+
+
+def test_a_full_disk_ends_the_recording_with_what_is_on_it(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, append = [6], SpoolWriter.append
+
+    def full(writer: SpoolWriter, piece: bytes) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(writer, piece)
+
+    monkeypatch.setattr(SpoolWriter, "append", full)
+    bench = make(PlayedSource(HEART_SOUND))
+    bench.stethoscope.begin("mitral")
+    live = bench.until("stopped")
+    assert (live.why, live.trouble) == ("disk", "disk")
+    bench.stethoscope.keep(live.recording)
+    capture = bench.captures()[0]
+    samples = bench.samples(capture)
+    assert samples.size == 5 * 4000, "five pieces of a second fitted after the first word"
+    assert np.array_equal(samples, HEART_SOUND[: samples.size])
+    assert "interrupted" in capture.description, "its end could not be written, and nothing is made up"
