@@ -30,7 +30,7 @@ from appliance.capture.video import VideoDoor
 from appliance.capture.worklist import WorklistClient
 from appliance.config import Config
 from appliance.console.server import ConsoleError, ConsoleServer
-from appliance.health import notify
+from appliance.health import notify, telemetry
 from appliance.health.clock import Clock, kernel_synchronised
 from appliance.health.escalation import Escalation
 from appliance.health.status import say_serving
@@ -39,13 +39,13 @@ from appliance.health.writes import DiskWrites
 from appliance.inference import trust
 from appliance.inference.worker import Result, Worker
 from appliance.pipeline import Hide, Pipeline
-from appliance.protocol.messages import Command, ReviewMessage, Status
+from appliance.protocol.messages import Command, ReviewMessage, Status, encode
 from appliance.protocol.topics import Address
 from appliance.reading.ahead import LookAhead
 from appliance.reading.requests import Described, ReadRequest, ReadSettings
 from appliance.reading.stream import PreviewSound
 from appliance.records import Modality
-from appliance.store import notes
+from appliance.store import notes, usage
 from appliance.store.errors import StoreError
 from appliance.store.retention import Retention
 from appliance.store.store import Store
@@ -64,6 +64,7 @@ _TIME_UNCERTAINTY = 5.0
 _PATIENCE = 120.0
 _DESCRIBE_EVERY = 60.0
 _TIDY_EVERY = 60.0
+_TELL_EVERY = 900.0
 _MB = 1 << 20
 
 
@@ -101,6 +102,7 @@ class Daemon:
             memory_limit=config.models.memory_limit * _MB,
         )
         self.uplink = Uplink(self.store, config.link, time.monotonic, self._day)
+        self._told = float("-inf")
         self._writes = DiskWrites(self.store, config.storage.write_budget, self._day)
         self.downlink = Downlink(self.store, self.uplink, self.clock, self._reply, self._arrived)
         self.standing = Standing(self.store, self.address, self._say, self.downlink.received, self.wake_link)
@@ -261,8 +263,23 @@ class Daemon:
                 self._escalation.tend()
                 self._retention.tend()
                 self._writes.tend()
+                self._tell_numbers()
         except (StoreError, OSError) as error:
             _log.error("could not tend the captures; it is tried again", error=str(error))
+
+    def _tell_numbers(self) -> None:
+        """Send telemetry now and then while the link stands; what is lost of it is not sent again."""
+        if self.link is None or not self.link.online or time.monotonic() - self._told < _TELL_EVERY:
+            return
+        self._told = time.monotonic()
+        written, kept = usage.written_on(self.store.journal, self._day())
+        counts = {
+            "written_bytes_today": written,
+            "written_bytes_today_besides_captures": written - kept,
+            "sent_bytes": self.uplink.sent_bytes,
+            "sent_again_bytes": self.uplink.sent_again_bytes,
+        }
+        self.link.say("telemetry", encode(telemetry.message(telemetry.measure(self.store.folder), counts)))
 
     def _describe(self) -> None:
         """Ask the reading process what serves in it; it takes up what is new."""

@@ -42,6 +42,8 @@ SESSION_EXPIRY = 30 * 24 * 3600
 
 WILL_DELAY = 15
 STATUS_EVERY = 60.0
+TELEMETRY_EXPIRY = 3600
+"""Seconds after which telemetry that nobody took is worth nothing; never on a clinical message."""
 _LIVED = 5.0
 _NO_TIME = Moment(boot_id="", monotonic_ns=0, wall="1970-01-01T00:00:00.000Z")
 
@@ -152,7 +154,8 @@ class Link:
         """Hand a message over, signed; see ``Session.post``."""
         topic = self._topics[leaf]
         signed = self._signatures.added(topic, payload, content_type, properties)
-        return session.post(topic, payload, content_type, signed, retain=retain)
+        expiry = TELEMETRY_EXPIRY if leaf == "telemetry" else 0
+        return session.post(topic, payload, content_type, signed, retain=retain, expiry=expiry)
 
     def _ring(self) -> None:
         if self._waker is not None:

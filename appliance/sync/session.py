@@ -27,7 +27,7 @@ from appliance.protocol.buffered import WOULD_BLOCK, BufferedSocket
 _SEAMS = ("_create_socket", "_handle_pubackcomp", "_sock_close")
 _PUBLISH_QOS_1 = 0x32
 _RETAIN = 0x01
-_CONTENT_TYPE, _TOPIC_ALIAS, _USER_PROPERTY = 0x03, 0x23, 0x26
+_EXPIRY, _CONTENT_TYPE, _TOPIC_ALIAS, _USER_PROPERTY = 0x02, 0x03, 0x23, 0x26
 _FIRST_ID = 1 << 10
 """Packet ids below are paho's own (SUBSCRIBE)."""
 _LAST_ID = 65535
@@ -109,13 +109,19 @@ class Session(mqtt.Client):  # type: ignore[misc]
         properties: Sequence[tuple[str, str]] = (),
         *,
         retain: bool = False,
+        expiry: int = 0,
     ) -> int:
-        """Hand over a QoS 1 message; its packet id, or 0 if the connection is gone. For the link's thread."""
+        """Hand over a QoS 1 message; its packet id, or 0 if the connection is gone. For the link's thread.
+
+        ``expiry``: seconds after which the broker may drop it; 0: never.
+        """
         inner = self.socket()
         if inner is None:
             return 0
         name, alias = self._named(topic)
         header = b"".join(_text_pair(key, value) for key, value in properties)
+        if expiry:
+            alias += bytes((_EXPIRY,)) + expiry.to_bytes(4, "big")
         header = alias + (self._content_type(content_type) if content_type else b"") + header
         number = self._next_id
         self._next_id = number + 1 if number < _LAST_ID else _FIRST_ID

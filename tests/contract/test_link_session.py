@@ -150,3 +150,14 @@ def test_a_ring_ends_the_present_turn_or_the_next_and_after_closing_nothing():
     waker.close()
     waker.ring()
     waker.heard()
+
+
+def test_a_message_that_may_expire_says_so_to_the_broker_and_reads_the_same():
+    line = Line()
+    box, _ = session(line, aliases=1)
+    box.post(TOPIC, b"{}", "application/json", [("s", "signed")], expiry=3600)
+    box.socket().flush()
+    [(first, body)] = packets(line.sent)
+    assert b"\x02\x00\x00\x0e\x10" in body
+    delivered = parse_publish(first, body)
+    assert delivered.message == Incoming(TOPIC, b"{}", (("s", "signed"),), "application/json")
