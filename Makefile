@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo test setup setup-tests check format lock bench test-slow gpu-test torture schema clean
+.PHONY: help demo test setup setup-tests check format lock bench test-slow gpu-test torture attack sbom audit schema clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,15 @@ gpu-test: setup-tests  ## what needs an NVIDIA GPU
 
 torture: setup  ## kill and cut everything for two minutes, then count
 	$(PY) -m tools.torture --kills 25
+
+attack: setup   ## thief, guest, rogue broker, replayer and rogue device against the real programs
+	$(PY) -m tools.attack
+
+sbom: setup-tests  ## bill of materials (CycloneDX) of the lock, into artefacts/
+	$(PY) -m tools.supply sbom
+
+audit: setup-tests  ## known vulnerabilities of what the lock installs (needs a network)
+	$(PY) -m tools.supply audit
 
 schema: setup   ## write docs/schema from the messages
 	$(PY) -m tools.schema
