@@ -14,7 +14,7 @@ from appliance.console.bands import BANDS
 from appliance.console.context import StatusView
 from appliance.console.lines import Line, person
 from appliance.console.listen_words import PLACES
-from appliance.console.words import N_, Words
+from appliance.console.words import N_, SOURCE, Words
 from appliance.records import ADVICE_NOT_DIAGNOSIS, Finding, Measure, Modality, Moment, Patient, Reading, Triage
 from appliance.store.attachments import Identifier
 
@@ -199,13 +199,13 @@ class Phrases:
         """What the list says of a capture: the findings, or why there are none."""
         _ = self._
         if line.level in {"not-read", "damaged"}:
-            return [line.reason or _("No reason was given.")]
+            return [_.heard(line.reason) or _("No reason was given.")]
         if line.level == "reading":
             return [_("Saved; the answer comes in a moment.")]
         if not line.positive:
             return [_("None of what the model looks for was found")]
         return [
-            _("{finding} {percent}", finding=found.label, percent=_.percent(found.probability))
+            _("{finding} {percent}", finding=_.heard(found.label), percent=_.percent(found.probability))
             for found in line.positive
         ]
 
@@ -243,12 +243,25 @@ class Phrases:
     def advice(self, reading: Reading) -> str:
         """What to do next, without the sentence that the page always shows anyway."""
         if reading.refusal is not None:
-            return reading.refusal.advice
-        return reading.advice.replace(ADVICE_NOT_DIAGNOSIS, "").strip()
+            return self._.heard(reading.refusal.advice)
+        return self._.heard(reading.advice.replace(ADVICE_NOT_DIAGNOSIS, "").strip())
+
+    def heard(self, text: str) -> str:
+        """A text of a bundle in this language, as far as it is known."""
+        return self._.heard(text)
+
+    def tongue(self, text: str) -> str:
+        """The language in which ``heard`` says a text: English where it is not known."""
+        return SOURCE if self._.heard(text) == text else self._.language
+
+    def advice_tongue(self, reading: Reading) -> str:
+        """The language in which ``advice`` is said."""
+        said = reading.refusal.advice if reading.refusal is not None else reading.advice
+        return self.tongue(said.replace(ADVICE_NOT_DIAGNOSIS, "").strip()) if said else self._.language
 
     def looked_for(self, reading: Reading) -> str:
         """The limits of an answer: what the model looked for."""
-        labels = ", ".join(finding.label for finding in reading.findings)
+        labels = ", ".join(self._.heard(finding.label) for finding in reading.findings)
         return self._("The model looked only for: {findings}. It says nothing about anything else.", findings=labels)
 
     def measure(self, measure: Measure) -> str:

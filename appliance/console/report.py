@@ -169,11 +169,11 @@ def _capture(page: _Page, whole: Whole, words: Words, say: Phrases) -> None:
     page.line(" · ".join(found), 11, bold=bool(line.positive), inset=4)
     if reading is not None:
         page.line(say.advice(reading) or words(N_("Go on with the usual care.")), 10, inset=4)
-        unsure = [one.label for one in reading.findings if one.confidence == "low"]
+        unsure = [say.heard(one.label) for one in reading.findings if one.confidence == "low"]
         limits = [words(N_("{finding}: the answer is uncertain."), finding=one) for one in unsure]
         if reading.status == "read":
             limits.append(say.looked_for(reading))
-        page.line(" ".join((*reading.warnings, *limits)), 8, tone=_GREY, inset=4)
+        page.line(" ".join((*map(say.heard, reading.warnings), *limits)), 8, tone=_GREY, inset=4)
     if whole.reviews:
         latest = whole.reviews[-1]
         said = f"{say.human(line)}: {latest.reviewer}" + (f". {latest.note}" if latest.note else "")

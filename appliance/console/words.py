@@ -34,11 +34,23 @@ class Words:
         self.locale = Locale.parse(language)
         self.direction = self.locale.text_direction
         self._singular, self._plural, self._form = _load(language)
+        whole = (text for text in self._singular if text.endswith(".") and "{" not in text)
+        self._sentences = sorted(whole, key=len, reverse=True)
 
     def __call__(self, text: str, **values: object) -> str:
         """The text in this language (in English when the catalogue has none), ``{name}`` filled from ``values``."""
         said = self._singular.get(text, text)
         return said.format_map(values) if values else said
+
+    def heard(self, text: str) -> str:
+        """A text of a bundle or of a reading in this language: the whole of it, or each sentence of it that is known."""
+        whole = self._singular.get(text)
+        if whole is not None or not text:
+            return whole or text
+        for sentence in self._sentences:
+            if sentence in text:
+                text = text.replace(sentence, self._singular[sentence])
+        return text
 
     def ngettext(self, one: str, many: str, count: int, **values: object) -> str:
         """The form of a text that goes with ``count``; ``{count}`` is filled in, written as the language writes numbers."""

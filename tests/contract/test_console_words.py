@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,17 @@ import pytest
 from babel.messages.extract import extract_from_dir
 
 import appliance.console
+from appliance.config import shipped_models
 from appliance.console.context import StatusView
 from appliance.console.phrases import Phrases, Tile
 from appliance.console.words import LOCALES, Words, choose, languages, read_catalogue, words
 from appliance.records import Measure, Modality, Patient, Triage
 from tests.console_world import World, finding, png, wav
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 class Marked(Words):
@@ -165,6 +172,40 @@ def texts() -> list[str]:
     keywords = {"_": None, "N_": None, "ngettext": (1, 2)}
     found = extract_from_dir(folder, methods, {"**.html": {"trimmed": "false"}}, keywords)
     return sorted({text if isinstance(text, str) else text[0] for _, _, text, _, _ in found})
+
+
+def bundle_texts() -> set[str]:
+    """Every sentence and label that a bundle says at the bedside."""
+    said = ("advice_negative", "advice_positive", "reason", "advice", "label")
+    found: set[str] = set()
+
+    def walk(part: object, name: str = "") -> None:
+        if isinstance(part, dict):
+            for key, value in part.items():
+                walk(value, key)
+        elif isinstance(part, list):
+            for value in part:
+                walk(value, name)
+        elif isinstance(part, str) and name in said and part:
+            found.add(part)
+
+    for path in shipped_models().glob("*/bundle.toml"):
+        walk(tomllib.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+@pytest.mark.parametrize("language", [tag for tag in languages() if tag != "en"])
+def test_each_language_has_every_text_of_every_bundle(language: str) -> None:
+    said = words(language)
+    assert len(bundle_texts()) > 80
+    assert not [text for text in bundle_texts() if said.heard(text) == text]
+
+
+def test_advice_made_of_several_sentences_is_said_sentence_by_sentence() -> None:
+    said = words("fr")
+    text = "The film is blurred. Let the radiologist's word decide. Something new."
+    assert said.heard(text) == "Le cliché est flou. Suivez l’avis du radiologue. Something new."
+    assert said.heard("") == ""
 
 
 def test_numbers_sizes_and_times_are_said_as_people_say_them() -> None:

@@ -206,6 +206,31 @@ async function wave(box) {
   }
 }
 
+// ---- guidance aloud, where the tablet has a voice for its language
+
+const voiceFor = (language) => speechSynthesis.getVoices().find((voice) => voice.lang.toLowerCase().split(/[-_]/)[0] === language);
+
+function speak(button) {
+  if (!("speechSynthesis" in window)) return;
+  const texts = [...button.parentElement.querySelectorAll(".big, [data-spoken]")];
+  const language = (one) => one.closest("[lang]").lang.split("-")[0];
+  const show = () => { button.hidden = !texts.length || !texts.every((one) => voiceFor(language(one))); };
+  show();
+  speechSynthesis.addEventListener("voiceschanged", show);
+  button.addEventListener("click", () => {
+    const speaking = speechSynthesis.speaking;
+    speechSynthesis.cancel();
+    if (speaking) return; // a second tap ends it
+    for (const one of texts) {
+      const said = new SpeechSynthesisUtterance(one.textContent.trim());
+      said.voice = voiceFor(language(one));
+      said.lang = said.voice.lang;
+      said.rate = 0.9;
+      speechSynthesis.speak(said);
+    }
+  });
+}
+
 // ---- the PIN by finger, where the screen has no keyboard
 
 function pad(form) {
@@ -239,6 +264,7 @@ function prepare(root) {
   for (const card of root.querySelectorAll(".picture:not([data-ready])")) { card.dataset.ready = ""; picture(card); }
   for (const box of root.querySelectorAll("[data-wave]:not([data-ready])")) { box.dataset.ready = ""; wave(box); }
   for (const box of root.querySelectorAll("[data-filters]:not([data-ready])")) { box.dataset.ready = ""; filters(box); }
+  for (const button of root.querySelectorAll("[data-speak]:not([data-ready])")) { button.dataset.ready = ""; speak(button); }
   for (const button of root.querySelectorAll("[data-print]")) {
     button.hidden = false;
     button.addEventListener("click", () => print());
