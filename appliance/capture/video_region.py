@@ -28,6 +28,7 @@ _STROKE = 13  # pixels at SIDE: what is thinner than this is text, a ruler, a ba
 _SMALLEST, _LARGEST = 0.04, 0.93  # shares of the screen
 _SOLID = 0.8  # a sector or rectangle fills this share of its own hull
 _INK, _BLACK = 30, 14  # grey levels
+_EDGE, _EDGE_ROWS = 2.5, 24  # pixels at SIDE
 _CHANGED_LEVELS, _CHANGED_SHARE = 40, 0.03
 
 
@@ -145,10 +146,18 @@ def _component(lit: Bytes, still: Bytes, moving: npt.NDArray[np.bool_]) -> Bytes
 
 
 def _writing(lit: Bytes, still: Bytes) -> npt.NDArray[np.bool_]:
-    """Where something thin, bright and still stands on black: text beside the picture must not grow together with it."""
-    ground = cv2.morphologyEx(lit, cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
+    """Where something thin, bright and still stands on black: text beside the picture must not grow together with it.
+
+    A picture's own edge is thin as well; what does not stand out from it by more than ``_EDGE`` pixels is left.
+    """
+    ground = cv2.morphologyEx(lit, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7)))
     strokes = ((cv2.subtract(still, ground) > _INK) & (ground < _BLACK)).astype(np.uint8)
-    return np.asarray(cv2.dilate(strokes, np.ones((3, 3), np.uint8)) > 0)
+    count, labels = cv2.connectedComponents(strokes, connectivity=8)
+    away = cv2.distanceTransform((ground < _BLACK).astype(np.uint8), cv2.DIST_L2, 3)
+    farthest = np.zeros(count, np.float32)
+    np.maximum.at(farthest, labels.ravel(), away.ravel())
+    farthest[0] = 0
+    return np.asarray(cv2.dilate((farthest > _EDGE)[labels].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
 
 
 def _sides_touched(component: Bytes) -> int:
@@ -166,12 +175,38 @@ def _outline(component: Bytes) -> npt.NDArray[np.int32] | None:
     if face is not None:
         ys = np.arange(filled.shape[0])[:, None]
         filled[ys < face[None, :]] = 0
+    _trim(filled, component)
+    _trim(filled[:, ::-1], component[:, ::-1])
     closed = cv2.morphologyEx(component, cv2.MORPH_CLOSE, np.ones((_STROKE, _STROKE), np.uint8))
     if np.count_nonzero(closed & filled) < _SOLID * np.count_nonzero(filled):
         return None
     contours, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     largest = max(contours, key=cv2.contourArea)
     return np.asarray(largest[:, 0, :], dtype=np.int32)
+
+
+def _trim(filled: Bytes, component: Bytes) -> None:
+    """Cut what stands out to the left of the picture's straight left edge, in place: text that has grown on to it.
+
+    The edge is the line through most of the component's first pixels (Theil–Sen), from its top to where it is widest;
+    without such a line (a picture of another shape) nothing is cut.
+    """
+    rows = np.flatnonzero(component.any(axis=1))
+    first = component.argmax(axis=1)
+    rows = rows[: int(np.argmin(first[rows])) + 1] if len(rows) else rows
+    if len(rows) < _EDGE_ROWS:  # upright: its first row is as wide as any
+        rows = np.flatnonzero(component.any(axis=1))
+    if len(rows) < _EDGE_ROWS:
+        return
+    xs = first[rows].astype(np.float64)
+    one, two = np.triu_indices(len(rows), k=max(1, len(rows) // 4))
+    slope = float(np.median((xs[two] - xs[one]) / (rows[two] - rows[one])))
+    start = float(np.median(xs - slope * rows))
+    if np.mean(np.abs(xs - slope * rows - start) < 1.5) < 0.5:
+        return
+    edge = slope * rows + start - 1.0
+    columns = np.arange(filled.shape[1])[None, :]
+    filled[rows] = np.where(columns < edge[:, None], 0, filled[rows])
 
 
 def _face(component: Bytes) -> Floats | None:
@@ -197,7 +232,7 @@ def _furniture(
     """Boxes of what is bright, stands still and lies inside the outline, yet outside the picture's own area."""
     inside = np.zeros_like(component)
     cv2.fillPoly(inside, [outline], 1)
-    own = cv2.dilate(component, np.ones((3, 3), np.uint8))
+    own = cv2.dilate(component, np.ones((7, 7), np.uint8))
     still = ((stack.min(axis=0) > 60) & (steps < 0.5)).astype(np.uint8) & inside & (1 - own)
     count, _, stats, _ = cv2.connectedComponentsWithStats(still, connectivity=8)
     return [

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.probe_movies import live
@@ -73,6 +74,19 @@ def test_a_freeze_is_discarded_and_gone_without_leaving_the_page(browser: Browse
     page.get_by_role("button", name="Discard").click()
     expect(page.get_by_role("heading", name="Frozen picture")).to_have_count(0, timeout=10_000)
     assert page.url.endswith("/scan")
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_axe_finds_nothing_against_wcag_2_2_aa(browser: Browser, world: ScanWorld, width: int) -> None:
+    page, _ = opened(browser, world, width)
+    expect(page.get_by_role("button", name="Freeze")).to_be_enabled(timeout=30_000)
+    page.get_by_role("button", name="Freeze").click()
+    expect(page.get_by_role("heading", name="Frozen picture")).to_be_visible(timeout=10_000)
+    page.locator("#scan-area summary").click()
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}})
+    page.get_by_role("button", name="Discard").click()
+    assert not found.response["violations"], found.generate_report()
 
 
 @pytest.mark.parametrize("language", ["en", "fr", "es", "pt", "sw", "hi", "ar"])
