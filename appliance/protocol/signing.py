@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 SIGNATURE, KEY = "s", "i"
-_PUBLIC, _SIGNATURE_BYTES, _ID = 32, 64, 8
+_SIGNATURE_BYTES, _ID = 64, 8
 
 Properties = Sequence[tuple[str, str]]
 
@@ -92,17 +92,6 @@ def is_proven(public: bytes, data: bytes, signature: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
-
-
-def public_of(text: str) -> bytes:
-    """A public key from its base64; raises ``ValueError``."""
-    try:
-        public = base64.b64decode(text.strip(), validate=True)
-    except binascii.Error as error:
-        raise ValueError("a public key is 32 bytes of base64; copy the whole line again") from error
-    if len(public) != _PUBLIC:
-        raise ValueError(f"a public key is 32 bytes of base64, this is {len(public)}; copy the whole line again")
-    return public
 
 
 def _joined(*parts: str) -> bytes:
