@@ -168,6 +168,7 @@ class Daemon:
         repair = self.store.repair
         if not repair.clean:
             _log.warning("store repaired", unfinished=repair.unfinished, orphans=repair.orphans, missing=repair.missing)
+        self.store.vault.prepare()
         self.worker.start()
         self._describe()
         self.pipeline.start()

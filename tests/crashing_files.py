@@ -7,6 +7,7 @@ last ``sync_folder``. Everything younger is dropped (the harshest reading: nothi
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from appliance.store.files import OpenFile, RealFiles
@@ -86,6 +87,10 @@ class CrashingFiles:
     def make_folder(self, path: Path) -> None:
         self.operation()
         self.real.make_folder(path)
+
+    def make_folders(self, parent: Path, names: Iterable[str]) -> None:
+        self.operation()
+        self.real.make_folders(parent, names)
 
     def free(self, path: Path) -> int:
         return self.real.free(path)

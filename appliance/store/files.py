@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,9 @@ class Files(Protocol):
 
     def make_folder(self, path: Path) -> None:
         """Make a folder (mode 0700) with its parents and make its entry durable."""
+
+    def make_folders(self, parent: Path, names: Iterable[str]) -> None:
+        """Make folders (mode 0700) in one that is there, and make all their entries durable at once."""
 
     def free(self, path: Path) -> int:
         """Bytes that this program may still write on the file system of ``path``."""
@@ -106,6 +109,16 @@ class RealFiles:
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
         self.sync_folder(path.parent)
+
+    def make_folders(self, parent: Path, names: Iterable[str]) -> None:
+        """See ``Files``."""
+        there = set(os.listdir(parent))  # noqa: PTH208 - names are all that is wanted of many
+        missing = [name for name in names if name not in there]
+        for name in missing:
+            with contextlib.suppress(FileExistsError):
+                (parent / name).mkdir(mode=0o700)
+        if missing:
+            self.sync_folder(parent)
 
     def free(self, path: Path) -> int:
         """See ``Files``."""

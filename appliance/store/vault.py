@@ -62,6 +62,7 @@ class BlobWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Add ``data``; returns its length. ``OSError`` (a full disk) leaves the writer to be aborted."""
+        self._hash.update(data)  # here and not with the frame: it is done while the sender sends on
         self._buffer += data
         while len(self._buffer) > FRAME:  # strictly: the last frame is marked, so one frame is always held back
             with memoryview(self._buffer) as view, view[:FRAME] as frame:
@@ -96,7 +97,6 @@ class BlobWriter:
             self._vault.files.remove(self._temporary)
 
     def _put(self, plain: memoryview, *, last: bool) -> None:
-        self._hash.update(plain)
         self._size += len(plain)
         sealed = memoryview(self._sealed)[: len(plain) + _TAG]
         self._cipher.encrypt_into(_nonce(self._frames, last=last), plain, self._header, sealed)
@@ -114,6 +114,10 @@ class Vault:
         self._serial = itertools.count()
         self.written = 0
         self.files.make_folder(folder)
+
+    def prepare(self) -> None:
+        """Make the folders that blobs will lie in, all at once: else each of the first blobs waits once more for the disk."""
+        self.files.make_folders(self.folder, (f"{number:02x}" for number in range(256)))
 
     def writer(self) -> BlobWriter:
         """Begin a blob."""

@@ -30,6 +30,7 @@ def ours(folder: Path) -> int:
         return Moment(boot_id="bench", monotonic_ns=time.monotonic_ns(), wall="2026-01-01T00:00:00Z")
 
     store = Store(StorageConfig(state=str(folder)), now)
+    store.vault.prepare()
     door = DicomDoor(DicomConfig(address="127.0.0.1", port=_free_port(), ae_title=TITLE), Intake(store, "bench/box"))
     door.start()
     footprint.give_back()
