@@ -126,9 +126,9 @@ class Stethoscope:
 
     def live(self) -> Live:
         """How it stands now."""
-        with self._lock:
-            newest = self._running.newest if self._running is not None else None
-            return self._live if newest is None else msgspec.structs.replace(self._live, preview=newest.reading)
+        live, running = self._live, self._running  # no lock: who looks never waits for who keeps
+        newest = running.newest if running is not None else None
+        return live if newest is None else msgspec.structs.replace(live, preview=newest.reading)
 
     def begin(self, place: str, whose: Whose | None = None) -> None:
         """Begin to record at a place of ``PLACES``; a stopped recording that waits is kept first.

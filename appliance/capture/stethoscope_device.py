@@ -151,13 +151,10 @@ def _record(sounddevice: Any, wanted: Wanted) -> int:
         return 1
     _tell(OPENED, _encode(Opened(device=chosen.name, rate_hz=rate)))
     gone = _pass_on(ring, rate)
-    if gone:
-        _finish(ring)
-        _fail("gone", f"{chosen.name} stopped giving sound", "check its plug and its battery")
-        os._exit(1)  # closing a stream whose device is gone may never return
-    stream.abort()
     _finish(ring)
-    os._exit(0)  # the stream is stopped; PortAudio's own end adds nothing and may hang
+    if gone:
+        _fail("gone", f"{chosen.name} stopped giving sound", "check its plug and its battery")
+    os._exit(int(gone))  # the kernel closes the device; PortAudio may never return from closing one that is gone
 
 
 def _pass_on(ring: Ring, rate: int) -> bool:

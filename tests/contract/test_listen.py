@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import numpy as np
+import pydicom
 import pytest
 
 from appliance.capture.stethoscope import Live
@@ -21,7 +23,9 @@ from appliance.console.listen_words import GUIDANCE, TROUBLE, WHY
 from appliance.console.listen_words import PLACES as SAID
 from appliance.console.sessions import EVERYBODY
 from appliance.console.words import words
+from appliance.interop.waveform import SOP_CLASS
 from appliance.records import Code, Finding, Modality, Patient, Reading, Triage
+from tests.console_world import png
 from tests.contract.test_console_words import Marked, untranslated
 from tests.listening_world import ListeningWorld
 
@@ -195,3 +199,34 @@ def test_a_running_result_is_shown_as_not_the_answer_yet() -> None:
     assert said.preview == "So far, not the answer yet: Abnormal heart sound 63%"
     refused = msgspec.structs.replace(reading, status="not_read", findings=())
     assert shown(Live(preview=refused), words("en")).preview == ""
+
+
+def test_nobody_listens_who_is_not_signed_in(tmp_path: Path) -> None:
+    locked = ListeningWorld(tmp_path, sign_in="on")
+    try:
+        for address in ("/listen", "/listen/events"):
+            answer = locked.client.get(address)
+            assert answer.status_code == 303
+            assert answer.headers["location"].startswith("/sign-in")
+        for what in ("begin", "end", "keep", "discard"):
+            assert post(locked, what, place="mitral").headers["location"].startswith("/sign-in")
+        assert locked.client.get(f"/captures/{'0' * 32}/dicom").status_code == 303
+        assert not locked.sources
+    finally:
+        locked.close()
+
+
+def test_a_recording_is_downloaded_as_dicom_of_whom_it_was_confirmed_to_be(world: ListeningWorld) -> None:
+    _, ticket = confirmed(world)
+    post(world, "begin", place="mitral", ticket=ticket)
+    recording = until(world, "stopped").recording
+    kept = post(world, "keep", recording=recording, place="mitral", ticket=ticket).headers["location"].split("kept=")[1]
+    page = world.client.get(f"/captures/{kept}")
+    assert f"/captures/{kept}/dicom" in page.text
+    assert "data-filters" in page.text
+    answer = world.client.get(f"/captures/{kept}/dicom")
+    assert answer.headers["content-type"] == "application/dicom"
+    dataset = pydicom.dcmread(io.BytesIO(answer.content))
+    assert (dataset.PatientID, dataset.SOPClassUID) == ("17", SOP_CLASS)
+    picture = world.keep(png())
+    assert world.client.get(f"/captures/{picture}/dicom").status_code == 404

@@ -34,7 +34,10 @@ document.addEventListener("DOMContentLoaded", () => {
     });
   }
   const gone = document.getElementById("gone");
-  events.addEventListener("error", () => { gone.hidden = false; });
+  events.addEventListener("error", () => {
+    gone.hidden = false;
+    if (events.readyState === EventSource.CLOSED) location.reload(); // refused for good: signed out, most likely
+  });
   events.addEventListener("message", (message) => {
     gone.hidden = true;
     const now = JSON.parse(message.data);
