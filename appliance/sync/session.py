@@ -23,14 +23,10 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from appliance.protocol.buffered import WOULD_BLOCK, BufferedSocket
+from appliance.protocol.packets import FIRST_ID, LAST_ID, publish, text_field, text_pair
 
 _SEAMS = ("_create_socket", "_handle_pubackcomp", "_sock_close")
-_PUBLISH_QOS_1 = 0x32
-_RETAIN = 0x01
-_EXPIRY, _CONTENT_TYPE, _TOPIC_ALIAS, _USER_PROPERTY = 0x02, 0x03, 0x23, 0x26
-_FIRST_ID = 1 << 10
-"""Packet ids below are paho's own (SUBSCRIBE)."""
-_LAST_ID = 65535
+_EXPIRY, _CONTENT_TYPE, _TOPIC_ALIAS = 0x02, 0x03, 0x23
 _MISC_EVERY = 0.5
 """Seconds between two looks at the keep-alive."""
 
@@ -89,17 +85,17 @@ class Session(mqtt.Client):  # type: ignore[misc]
         self._published = published
         self._packed: dict[str, bytes] = {}
         self._aliases: dict[str, int] = {}
-        self._next_id = _FIRST_ID
+        self._next_id = FIRST_ID
         self._poll: Any = None
         self._misc_at = 0.0
         self.alias_maximum = 0
-        self.receive_maximum = _LAST_ID
+        self.receive_maximum = LAST_ID
         self._waker = waker
 
     def allowed(self, properties: Any) -> None:
         """Note what the broker allows, from CONNACK's properties (absent: no aliases, any number of messages)."""
         self.alias_maximum = int(getattr(properties, "TopicAliasMaximum", 0) or 0)
-        self.receive_maximum = int(getattr(properties, "ReceiveMaximum", 0) or _LAST_ID)
+        self.receive_maximum = int(getattr(properties, "ReceiveMaximum", 0) or LAST_ID)
 
     def post(
         self,
@@ -119,16 +115,14 @@ class Session(mqtt.Client):  # type: ignore[misc]
         if inner is None:
             return 0
         name, alias = self._named(topic)
-        header = b"".join(_text_pair(key, value) for key, value in properties)
+        header = b"".join(text_pair(key, value) for key, value in properties)
         if expiry:
             alias += bytes((_EXPIRY,)) + expiry.to_bytes(4, "big")
         header = alias + (self._content_type(content_type) if content_type else b"") + header
         number = self._next_id
-        self._next_id = number + 1 if number < _LAST_ID else _FIRST_ID
-        body = b"".join((name, number.to_bytes(2, "big"), _length(len(header)), header))
-        first = _PUBLISH_QOS_1 | (_RETAIN if retain else 0)
+        self._next_id = number + 1 if number < LAST_ID else FIRST_ID
         try:
-            inner.send(b"".join((bytes((first,)), _length(len(body) + len(payload)), body, payload)))
+            inner.send(publish(name, payload, number, header, retain=retain))
         except OSError:
             return 0
         return number
@@ -209,7 +203,7 @@ class Session(mqtt.Client):  # type: ignore[misc]
         alias = self._aliases.get(topic)
         if alias is not None:
             return b"\0\0", _alias(alias)
-        name = _text(topic)
+        name = text_field(topic)
         if len(self._aliases) >= self.alias_maximum:
             return name, b""
         self._aliases[topic] = alias = len(self._aliases) + 1
@@ -218,28 +212,9 @@ class Session(mqtt.Client):  # type: ignore[misc]
     def _content_type(self, text: str) -> bytes:
         packed = self._packed.get(text)
         if packed is None:
-            packed = self._packed[text] = bytes((_CONTENT_TYPE,)) + _text(text)
+            packed = self._packed[text] = bytes((_CONTENT_TYPE,)) + text_field(text)
         return packed
 
 
 def _alias(number: int) -> bytes:
     return bytes((_TOPIC_ALIAS,)) + number.to_bytes(2, "big")
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return len(data).to_bytes(2, "big") + data
-
-
-def _text_pair(key: str, value: str) -> bytes:
-    return bytes((_USER_PROPERTY,)) + _text(key) + _text(value)
-
-
-def _length(number: int) -> bytes:
-    """A variable byte integer (MQTT 5, 1.5.5)."""
-    out = bytearray()
-    while True:
-        number, low = number >> 7, number & 0x7F
-        out.append(low | (0x80 if number else 0))
-        if not number:
-            return bytes(out)
