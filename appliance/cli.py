@@ -18,7 +18,7 @@ import typer
 from appliance.cli_console import console_code
 from appliance.cli_deidentify import deidentify
 from appliance.cli_devices import devices
-from appliance.cli_identity import audit_app, enrol, erase
+from appliance.cli_identity import audit_app, enrol, erase, seal_key
 from appliance.cli_models import models_app
 from appliance.cli_provision import backup, provision, stick
 from appliance.config import example
@@ -51,6 +51,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(audit_app, name="audit")
 app.command()(enrol)
 app.command()(erase)
+app.command("seal-key")(seal_key)
 app.command()(deidentify)
 app.command()(devices)
 app.command("console-code")(console_code)

@@ -63,6 +63,22 @@ def erase(yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False
     typer.echo(f"{state}: the keys are destroyed, {count} files removed. Revoke this box at its hub too.")
 
 
+def seal_key(
+    module: Annotated[str, typer.Option("--module", help="The token's PKCS#11 module, a .so file.")],
+    token: Annotated[str, typer.Option("--token", help="The token's label.")],
+    pin_file: Annotated[Path, typer.Option("--pin-file", help="File with the token's user PIN, mode 0600.")],
+    config: ConfigOption = None,
+) -> None:
+    """Seal the box key to a TPM, OP-TEE or card through PKCS#11: a copied disk is worth nothing without it."""
+    from appliance.store.erase import seal_to_token
+    from appliance.store.errors import StoreError
+
+    state = configured(config).state
+    with told(StoreError, OSError):
+        seal_to_token(state, module=module, label=token, pin_file=pin_file.absolute())
+    typer.echo(f"{state}: the box key is sealed to {token}; without that token nothing here can be read any more.")
+
+
 @audit_app.callback()
 def audit(context: typer.Context, json: JsonOption = False, config: ConfigOption = None) -> None:
     """Verify the audit log; with --json, print it."""

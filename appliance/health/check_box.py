@@ -20,7 +20,7 @@ from appliance.health.clock import kernel_synchronised, rfc3339
 from appliance.health.telemetry import measure
 from appliance.store.errors import StoreError
 from appliance.store.files import RealFiles, durable
-from appliance.store.keys import BoxKey, key_file
+from appliance.store.keys import key_file, open_key
 from appliance.store.schema import MIGRATIONS
 
 _MB = 1 << 20
@@ -174,8 +174,8 @@ def check_key(config: Config) -> Check:
             )
         return unsure(name, f"{path} is not there yet; it is made when the daemon first starts")
     try:
-        mode, secret = path.stat().st_mode & 0o777, path.read_bytes()
-        mark = BoxKey(secret).blind("bedside journal")
+        mode = path.stat().st_mode & 0o777
+        mark = open_key(config.state, RealFiles()).blind("bedside journal")
     except OSError as error:
         return wrong(name, f"{path}: {error.strerror}", _as_the_owner(config.state))
     except StoreError as error:

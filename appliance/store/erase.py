@@ -12,24 +12,39 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from appliance.store import token
 from appliance.store.credentials import FOLDER
 from appliance.store.errors import StoreError
 from appliance.store.files import RealFiles
+from appliance.store.keys import key_file
 from appliance.store.store import lock_of
 
-_KEYS = ("box.key", "parcel.key")
+_KEYS = ("box.key", token.FILE, "parcel.key")
 _STAYS = ("lock",)
 
 
 def erase(state: Path) -> int:
     """Destroy the keys in a state folder, then remove what they sealed; how many files went. Raises ``StoreError``."""
-    if not (state / "journal.sqlite").exists() and not (state / "box.key").exists():
+    if not (state / "journal.sqlite").exists() and not key_file(state).exists():
         raise StoreError(f"{state}: no box was ever here; name the daemon's configuration with --config")
     lock = lock_of(state)
     try:
         for path in _keys(state):
             _destroy(path)
         return _remove(state)
+    finally:
+        os.close(lock)
+
+
+def seal_to_token(state: Path, *, module: str, label: str, pin_file: Path) -> None:
+    """Seal the box key to a token and destroy the file that held it; raises ``StoreError``. The daemon must be stopped."""
+    lock = lock_of(state)
+    try:
+        path = state / "box.key"
+        if key_file(state) != path or not path.exists():
+            raise StoreError(f"{path}: not there; a key that is sealed already is not sealed again")
+        token.seal(state, path.read_bytes(), module=module, token=label, pin_file=pin_file)
+        _destroy(path)
     finally:
         os.close(lock)
 

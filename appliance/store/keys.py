@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from appliance.store import token
 from appliance.store.errors import Damaged, StoreError
 from appliance.store.files import Files, durable
 
@@ -73,15 +74,22 @@ CREDENTIAL = "bedside.box-key"
 
 
 def key_file(folder: Path) -> Path:
-    """Where the box key is: a credential that the service manager unsealed for this process, else a file in ``folder``."""
+    """Where the box key is: a credential that the service manager unsealed for this process, else in ``folder``.
+
+    There it is a file of its own, or sealed to a token (``token.FILE``).
+    """
     credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
     credential = Path(credentials) / CREDENTIAL
-    return credential if credentials and credential.exists() else folder / "box.key"
+    if credentials and credential.exists():
+        return credential
+    return folder / token.FILE if (folder / token.FILE).exists() else folder / "box.key"
 
 
 def open_key(folder: Path, files: Files) -> BoxKey:
     """The box key of ``folder``, made on first use; raises ``StoreError`` when it is unreadable or gone."""
     path = key_file(folder)
+    if path.name == token.FILE:
+        return BoxKey(token.unseal(folder))
     try:
         if not path.exists():
             if (folder / "journal.sqlite").exists():
