@@ -106,7 +106,7 @@ def shown(live: Live, words: Words) -> Shown:
         quality=heard.quality,
         lost=_("Some sound was lost on the way; the record says so.") if lost else "",
         level=max(-80.0, heard.level_db),
-        graded=_("Signal quality {percent}", percent=_.percent(heard.quality)),
+        graded=_("Signal quality {percent}", percent=_.percent(heard.quality)) if heard.quality else "",
         preview=_preview(live, _),
         wave=live.wave,
         wave_end=live.wave_end,
