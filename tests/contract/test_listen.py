@@ -25,7 +25,7 @@ from appliance.console.sessions import EVERYBODY
 from appliance.console.words import words
 from appliance.interop.waveform import SOP_CLASS
 from appliance.records import Code, Finding, Modality, Patient, Reading, Triage
-from tests.console_world import png
+from tests.console_world import png, wav
 from tests.contract.test_console_words import Marked, untranslated
 from tests.listening_world import ListeningWorld
 
@@ -230,3 +230,16 @@ def test_a_recording_is_downloaded_as_dicom_of_whom_it_was_confirmed_to_be(world
     assert (dataset.PatientID, dataset.SOPClassUID) == ("17", SOP_CLASS)
     picture = world.keep(png())
     assert world.client.get(f"/captures/{picture}/dicom").status_code == 404
+
+
+def test_a_file_from_a_stethoscope_with_its_own_app_is_handed_in_with_its_place(world: ListeningWorld) -> None:
+    page = world.client.get("/add").text
+    assert all(f'value="{place}"' in page for place in PLACES)
+    answer = world.client.post(
+        "/api/captures",
+        data={"modality": "lung-sound", "position": "lung-back-lower-left"},
+        files={"file": ("a.wav", wav())},
+        headers={"origin": world.url},
+    )
+    assert answer.status_code == 201
+    assert world.uploads[-1].position == "lung-back-lower-left"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
+from appliance import config
 from appliance.capture.intake import Intake
 from appliance.capture.stethoscope import UNDECIDED_S, Busy, Live, Stethoscope
 from appliance.capture.stethoscope_device import choose, inputs, stable_name
@@ -369,3 +370,13 @@ def test_a_full_disk_ends_the_recording_with_what_is_on_it(
     assert samples.size == 5 * 4000, "five pieces of a second fitted after the first word"
     assert np.array_equal(samples, HEART_SOUND[: samples.size])
     assert "interrupted" in capture.description, "its end could not be written, and nothing is made up"
+
+
+@pytest.mark.parametrize(("rate", "fine"), [(0, True), (4000, True), (48000, True), (2000, False), (96000, False)])
+def test_a_rate_that_no_model_takes_is_refused_in_the_configuration(rate: int, *, fine: bool) -> None:
+    text = f"[stethoscope]\nrate = {rate}\n"
+    if fine:
+        assert config.parse(text).stethoscope.rate == rate
+    else:
+        with pytest.raises(config.ConfigError, match=r"stethoscope\.rate"):
+            config.parse(text)
