@@ -186,10 +186,12 @@ class VideoDoor:
     def discard(self, take_id: str) -> None:
         """Let a freeze or clip go for good; raises ``NotNow``."""
         take = self._settle(take_id)
-        self.takes.forget(take)
-        self._intake.store.note("discarded", take_id, f"{take.kind} of ultrasound, never kept")
-        with self._changed:
-            self._settling.discard(take_id)
+        try:
+            self._intake.store.note("discarded", take_id, f"{take.kind} of ultrasound, never kept")
+            self.takes.forget(take)
+        finally:
+            with self._changed:
+                self._settling.discard(take_id)
         self._forgotten(take_id)
 
     def confirm_area(self, shares: tuple[float, float, float, float] | None = None) -> None:
@@ -225,7 +227,7 @@ class VideoDoor:
         failures = 0
         while not self._stopping.is_set():
             if not self._wanted():
-                self._phase("asleep")
+                self._publish("asleep")
                 self.takes.tidy()
                 with self._changed:
                     self._changed.wait_for(lambda: self._wanted() or self._stopping.is_set(), 30.0)
@@ -235,13 +237,13 @@ class VideoDoor:
             failures = 0 if time.monotonic() - began > _STEADY_S else failures + 1
             if reason and not self._stopping.is_set():
                 _log.warning("ultrasound source ended", reason=reason)
-                self._phase("gone", reason)
+                self._publish("gone", reason)
                 delay = min(_FIRST_DELAY_S * 2**failures, _LONGEST_DELAY_S) * random.uniform(0.8, 1.2)  # noqa: S311
                 self._stopping.wait(delay)
 
     def _run(self) -> str:
         """One run of the decoder; why it ended."""
-        self._phase("opening")
+        self._publish("opening")
         try:
             self._session, folder, key = self.takes.begin_session()
         except OSError as error:
@@ -384,17 +386,14 @@ class VideoDoor:
             self._raw_at = time.monotonic() if raw else self._raw_at
             self.decoding.order(msgspec.structs.replace(self._order, look=look, raw=raw))
 
-    def _phase(self, phase: str, reason: str = "") -> None:
-        with self._changed:
-            self._publish(phase, reason)
-
     def _publish(self, phase: str = "", reason: str = "") -> None:
         """Make the state that viewers see, and wake them."""
-        takes = [take for take in self._open.values() if take.id not in self._settling]
-        before = msgspec.structs.replace(
-            self._scan,
-            phase=phase or self._scan.phase,
-            reason=reason or ("" if phase else self._scan.reason),
-        )
-        self._scan = scan_of(before, self._ready, self._heard, takes)
-        self._changed.notify_all()
+        with self._changed:
+            takes = [take for take in self._open.values() if take.id not in self._settling]
+            before = msgspec.structs.replace(
+                self._scan,
+                phase=phase or self._scan.phase,
+                reason=reason or ("" if phase else self._scan.reason),
+            )
+            self._scan = scan_of(before, self._ready, self._heard, takes)
+            self._changed.notify_all()
