@@ -94,12 +94,16 @@ class VideoDoor:
             decoding.stop()
         for thread in self._threads:
             thread.join(15)
-        self._threads = []
 
     @property
     def stopping(self) -> bool:
         """Whether it is to end: nobody should wait for it."""
         return self._stopping.is_set()
+
+    @property
+    def progress(self) -> int:
+        """Grows while it lives: several times a second while video runs."""
+        return self._scan.serial
 
     # What a person does
 
@@ -122,8 +126,9 @@ class VideoDoor:
         with self._changed:
             self._look()
             have = self._picture
+            look = max(64, min(width, 1280))
             if have is None or have.number == after:
-                self._send(look=max(64, min(width, 1280)))
+                self._send(look)
             self._changed.wait_for(
                 lambda: (self._picture is not None and self._picture.number != after) or self._stopping.is_set(),
                 timeout_s,
@@ -132,7 +137,7 @@ class VideoDoor:
             if newest is None or newest.number == after:
                 return None
             if newest is have:  # it is some moments old already: the next one is on its way when it is asked for
-                self._send(look=max(64, min(width, 1280)))
+                self._send(look)
             return newest
 
     def freeze(self, whose: Whose, number: int = 0) -> Take:
@@ -200,13 +205,12 @@ class VideoDoor:
         It is remembered for this device. Raises ``NotNow``.
         """
         with self._changed:
-            ready, heard = self._ready, self._heard
-            if ready is None:
+            if (ready := self._ready) is None:
                 raise NotNow("no video source is open: plug it in first")
             if shares is not None:
                 region = rectangle(ready.height, ready.width, shares)
-            elif heard is not None and heard.region is not None:
-                region = msgspec.structs.replace(heard.region, confirmed=True)
+            elif self._heard is not None and self._heard.region is not None:
+                region = msgspec.structs.replace(self._heard.region, confirmed=True)
             else:
                 raise NotNow("no area has been found yet: give it by numbers, or show the live picture without menus")
             self._regions.remember(ready.id, region)
@@ -248,15 +252,14 @@ class VideoDoor:
             self._session, folder, key = self.takes.begin_session()
         except OSError as error:
             return f"the disk did not take the pre-roll ({error.strerror}): free space"
-        config = self._config
         settings = Settings(
-            source=config.source,
+            source=self._config.source,
             folder=str(folder),
             key=key,
-            keep_s=config.pre_roll + _SPARE_S,
-            most=config.ring * _MB,
-            rate_limit=config.frame_rate,
-            fixed=config.area or None,  # type: ignore[arg-type]  # four numbers, checked by the config
+            keep_s=self._config.pre_roll + _SPARE_S,
+            most=self._config.ring * _MB,
+            rate_limit=self._config.frame_rate,
+            fixed=self._config.area or None,  # type: ignore[arg-type]  # four numbers, checked by the config
             regions=self._regions.known(),
         )
         decoding = Decoding(settings)
@@ -310,10 +313,9 @@ class VideoDoor:
 
     def _undecided(self) -> list[str]:
         """What has waited for too long."""
-        now = time.monotonic_ns()
+        before = time.monotonic_ns() - int(_DECIDE_S * 1e9)
         with self._changed:
-            waiting = [take for take in self._open.values() if take.to_ns and now - take.to_ns > _DECIDE_S * 1e9]
-            return [take.id for take in waiting if take.id not in self._settling]
+            return [one.id for one in self._open.values() if 0 < one.to_ns < before and one.id not in self._settling]
 
     # What they share (called with the lock held)
 
@@ -390,10 +392,7 @@ class VideoDoor:
         """Make the state that viewers see, and wake them."""
         with self._changed:
             takes = [take for take in self._open.values() if take.id not in self._settling]
-            before = msgspec.structs.replace(
-                self._scan,
-                phase=phase or self._scan.phase,
-                reason=reason or ("" if phase else self._scan.reason),
-            )
+            reason = reason or ("" if phase else self._scan.reason)
+            before = msgspec.structs.replace(self._scan, phase=phase or self._scan.phase, reason=reason)
             self._scan = scan_of(before, self._ready, self._heard, takes)
             self._changed.notify_all()
