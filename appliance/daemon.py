@@ -320,6 +320,9 @@ class Daemon:
             "journal": lambda: (self.store.journal.groups, self.store.journal.busy),
             "originals": lambda: (self.originals.progress, self.originals.working),
         }
+        ultrasound = self.ultrasound
+        if ultrasound is not None:
+            stages["ultrasound"] = lambda: (ultrasound.progress, ultrasound.decoding is not None)
         link = self.link
         if link is not None:
             stages["link"] = lambda: (link.progress, link.online)
