@@ -138,10 +138,11 @@ class Worker:
             return False
         return self.connected.is_set()
 
-    def _on_connect(self, client: mqtt.Client, _: Any, __: Any, reason: Any, ___: Any) -> None:
+    def _on_connect(self, client: Session, _: Any, __: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             _LOG.warning("broker refused the session", reason=str(reason))
             return
+        client.begin(properties)
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in self._filters])
         self._pending.clear()
         self.connected.set()
@@ -207,11 +208,8 @@ class Worker:
 
     def _publish(self, published: Sequence[Published]) -> None:
         for topic, payload in published:
-            properties = None
-            if self._voice is not None:
-                properties = Properties(PacketTypes.PUBLISH)
-                properties.UserProperty = self._voice.properties(topic, payload)
-            self._client.publish(topic, payload, qos=1, properties=properties)
+            signed = self._voice.properties(topic, payload) if self._voice is not None else ()
+            self._client.post(topic, payload, signed)
 
     def _ticked(self) -> Sequence[Published]:
         if self._tick is None:

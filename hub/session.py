@@ -3,22 +3,27 @@
 What this module keeps true: paho keeps the session (connecting, subscribing, in-flight messages, keep-alive). It asks the
 socket for one byte, then a length, then the packet, and sends each packet by itself: here those calls go to buffers,
 which ``turn`` fills and empties, and nothing that was sent is held back while it waits. An incoming PUBLISH is taken apart
-here (MQTT 5, 3.3), because paho's ``Properties`` take more time than all that the hub does with the message.
+here (MQTT 5, 3.3), because paho's ``Properties`` take more time than all that the hub does with the message; what is
+published (``post``) is packed here too.
 
-The seams are two private names of paho 2, ``_create_socket`` and ``_handle_publish``; without them nothing starts.
+The seams are three private names of paho 2 (``_create_socket``, ``_handle_publish``, ``_handle_pubackcomp``); without them
+nothing starts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
 import struct
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from appliance.protocol.buffered import BufferedSocket
+from appliance.protocol.packets import FIRST_ID, LAST_ID, publish, text_field, text_pair
 from hub.arrivals import Incoming
 
 
@@ -111,10 +116,59 @@ class Session(mqtt.Client):  # type: ignore[misc]
             manual_ack=True,
             reconnect_on_failure=False,
         )
-        missing = [name for name in ("_create_socket", "_handle_publish") if not hasattr(mqtt.Client, name)]
+        missing = [
+            name
+            for name in ("_create_socket", "_handle_publish", "_handle_pubackcomp")
+            if not hasattr(mqtt.Client, name)
+        ]
         if missing:
             raise RuntimeError(f"this release of paho-mqtt has no {missing[0]}; install paho-mqtt 2.1 or 2.2")
         self._take = take
+        self._outgoing: deque[tuple[str, bytes, bytes]] = deque()
+        self._unacknowledged = 0
+        self._next_id = FIRST_ID
+        self._receive_maximum = LAST_ID
+
+    def begin(self, properties: Any) -> None:
+        """A new connection stands (CONNACK with ``properties``): what was posted on the one before is forgotten."""
+        self._outgoing.clear()
+        self._unacknowledged = 0
+        self._receive_maximum = int(getattr(properties, "ReceiveMaximum", 0) or LAST_ID)
+
+    def post(self, topic: str, payload: bytes, properties: Sequence[tuple[str, str]] = ()) -> None:
+        """Publish with quality of service 1, past paho, as soon as the broker's Receive Maximum allows.
+
+        It is lost with the connection: for what is asked for again (receipts) or sent again by whoever keeps it.
+        """
+        self._outgoing.append((topic, payload, b"".join(text_pair(name, value) for name, value in properties)))
+        self._send_posted()
+
+    def _send_posted(self) -> None:
+        inner = self.socket()
+        while inner is not None and self._outgoing and self._unacknowledged < self._receive_maximum:
+            topic, payload, properties = self._outgoing[0]
+            try:
+                inner.send(publish(text_field(topic), payload, self._next_id, properties))
+            except OSError:  # nothing is taken now: the next turn goes on, or meets the end
+                return
+            self._outgoing.popleft()
+            self._unacknowledged += 1
+            self._next_id = self._next_id + 1 if self._next_id < LAST_ID else FIRST_ID
+
+    def _acknowledged(self, number: int) -> None:
+        if number >= FIRST_ID and self._unacknowledged:
+            self._unacknowledged -= 1
+
+    def _handle_pubackcomp(self, _command: Any) -> Any:
+        """A PUBACK that came in two parts, or behind something else."""
+        self._acknowledged(int.from_bytes(self._in_packet["packet"][:2], "big"))
+        return mqtt.MQTT_ERR_SUCCESS
+
+    def _take_acknowledgements(self, inner: BufferedSocket) -> None:
+        with contextlib.suppress(OSError):  # paho meets the error, or the end, itself
+            inner.fill()
+        for number, _ in inner.acknowledgements():
+            self._acknowledged(number)
 
     def _handle_publish(self) -> Any:
         packet = self._in_packet
@@ -151,6 +205,10 @@ class Session(mqtt.Client):  # type: ignore[misc]
         except (OSError, ValueError):
             self._sock_close()
             return False
-        if ready and self.loop_read() != mqtt.MQTT_ERR_SUCCESS:
-            return False
+        if ready:
+            if not self._in_packet["command"]:  # between two packets
+                self._take_acknowledgements(inner)
+            if self.loop_read() != mqtt.MQTT_ERR_SUCCESS:
+                return False
+            self._send_posted()
         return bool(self.loop_misc() == mqtt.MQTT_ERR_SUCCESS)

@@ -213,3 +213,45 @@ def _stored(database, count):
             return True
         threading.Event().wait(0.05)
     return False
+
+
+def test_no_more_is_posted_than_the_broker_takes_and_the_rest_follows_its_acknowledgements():
+    class Line:
+        def __init__(self):
+            self.sent, self.gives = b"", []
+
+        def send(self, data):
+            self.sent += bytes(data)
+            return len(data)
+
+        def recv(self, size):
+            if not self.gives:
+                raise BlockingIOError
+            return self.gives.pop(0)
+
+        def close(self):
+            pass
+
+    class Allowed:
+        ReceiveMaximum = 2
+
+    line = Line()
+    session = Session("hub", lambda _: None)
+    session._sock = inner = BufferedSocket(line)
+    session.begin(Allowed())
+    for number in range(5):
+        session.post("t", b"%d" % number, [("s", "x")])
+    inner.flush()
+    packet = len(line.sent) // 2
+    for index, expected in ((0, b"0"), (1, b"1")):
+        one = line.sent[index * packet : (index + 1) * packet]
+        assert parse_publish(one[0], one[2:]) == (1024 + index, Incoming("t", expected, (("s", "x"),), ""))
+    line.gives = [b"\x40\x02\x04\x00\x40\x03\x04\x01\x10"]
+    session._take_acknowledgements(inner)
+    session._send_posted()
+    inner.flush()
+    assert len(line.sent) == 4 * packet
+    session.begin(None)
+    session.post("t", b"6", [("s", "x")])
+    inner.flush()
+    assert len(line.sent) == 5 * packet, "what waited for the connection before is not sent on the next one"
