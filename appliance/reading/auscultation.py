@@ -67,14 +67,15 @@ def prepare_lung(sound: Sound, description: Description) -> Prepared:
     """Inputs of a lung-sound bundle and the recording's quality.
 
     Graph ``network`` gets ``samples`` ``[windows, window_s × 4000]``, ``trees`` gets ``features`` ``[windows, n]``, ``gate``
-    gets ``indices`` ``[1, n]``. Parameters as of ``prepare_heart``; a recording shorter than a window is repeated to fill it.
+    gets ``indices`` ``[1, n]``. Parameters as of ``prepare_heart``, and ``cepstra``, the number of mel cepstra among the
+    features (none where it is not said); a recording shorter than a window is repeated to fill it.
     """
     samples, measured = _take(sound, description, lung_features.RATE_HZ)
     if isinstance(samples, Prepared):
         return samples
     windows, starts = cut(samples, lung_features.RATE_HZ, description)
     whole = samples[None, : windows.shape[1]] if len(starts) == 1 else windows
-    features = lung_features.features(whole)
+    features = lung_features.features(whole, int(description.preprocess.parameters.get("cepstra", 0)))
     gate = sound_quality.indices(samples, lung_features.RATE_HZ)
     measured["signal_quality"] = lung_signal_quality(gate, measured["clipped"], measured["dropped"])
     return Prepared(

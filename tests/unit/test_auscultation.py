@@ -130,6 +130,15 @@ def test_every_feature_has_a_name_and_the_names_are_distinct():
         assert len(set(names)) == len(names) == count
 
 
+def test_cepstra_follow_the_named_features_and_leave_those_as_they_are():
+    samples, _ = sounds.lung(4.0, seed=1)
+    plain, more = (lung_features.features(samples[None, :10240], number) for number in (0, 20))
+    assert more.shape[1] == plain.shape[1] + 60
+    assert np.array_equal(more[:, : plain.shape[1]], plain)
+    louder = lung_features.features(samples[None, :10240] * np.float32(7), 20)
+    np.testing.assert_allclose(louder, more, atol=1e-2)
+
+
 def test_windows_say_when_they_start_and_a_long_recording_is_cut_at_its_limit():
     samples, _ = sounds.heart(40.0, seed=3)
     prepared = prepare("heart-sound", samples)

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tools.train import sound_hard_set, splits, trees_onnx
+from tools.train import sound_events, sound_hard_set, splits, trees_onnx
 
 
 def answers(forest, path, features):
@@ -28,6 +28,46 @@ def test_exported_trees_say_what_scikit_learn_says_even_on_a_threshold(tmp_path,
     for given in (features, beside):
         expected = np.clip(forest.predict(given).reshape(len(given), -1), 0.01, 0.99)
         np.testing.assert_allclose(answers(forest, tmp_path / "trees.onnx", given), expected, atol=1e-5)
+
+
+def test_a_linear_part_beside_the_trees_adds_its_logit_to_theirs(tmp_path):
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    random = np.random.default_rng(1)
+    features = random.normal(0.0, 2.0, (200, 4)).astype(np.float32)
+    forest = ensemble.ExtraTreesRegressor(n_estimators=5, min_samples_leaf=9, random_state=0)
+    forest.fit(features, (features[:, :2] > 0).astype(np.float64))
+    mean, spread, weight, bias = features.mean(0), features.std(0), random.normal(0, 1, (4, 2)), np.array([0.3, -0.2])
+    path = tmp_path / "trees.onnx"
+    linear = trees_onnx.Linear(mean=mean, spread=spread, weight=weight, bias=bias)
+    trees_onnx.export(forest, path, 4, input_name="features", linear=linear)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = np.concatenate([features, np.full((1, 4), 1e6, np.float32)])
+    alone = np.clip(forest.predict(given), 0.01, 0.99)
+    joined = np.log(alone / (1 - alone)) + np.clip((given - mean) / spread, -4, 4) @ weight + bias
+    expected = 1 / (1 + np.exp(-joined))
+    np.testing.assert_allclose(session.run(None, {"features": given})[0], expected, atol=1e-4)
+
+
+def test_an_event_laid_over_a_breath_is_heard_and_raises_only_its_own_targets():
+    breath = np.random.default_rng(0).standard_normal(10240).astype(np.float32)
+    kinds = {"crackles": [1.0, 1.0, 0.0], "wheeze": [1.0, 0.0, 1.0]}
+    raised = set()
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        louder, target = sound_events.added(breath, np.full(3, 0.1, np.float32), kinds, 4000, random)
+        assert np.isfinite(louder).all()
+        assert not np.array_equal(louder, breath)
+        raised.add(tuple(round(float(one), 2) for one in target))
+    assert raised == {(0.95, 0.95, 0.1), (0.95, 0.1, 0.95)}
+
+
+def test_a_made_up_wheeze_is_a_line_and_crackles_are_short():
+    random = np.random.default_rng(3)
+    tone, clicks = (make(10240, 4000, random) for make in (sound_events.wheeze, sound_events.crackles))
+    share = np.sort(np.abs(np.fft.rfft(tone)) ** 2)[::-1]
+    assert share[:200].sum() > 0.95 * share.sum()
+    assert np.count_nonzero(np.abs(tone) > 0) >= 0.14 * 4000
+    assert 0.0 < np.mean(np.abs(clicks) > 0) < 0.15
 
 
 def test_thresholds_round_down_so_that_equality_stays_on_the_same_side():

@@ -21,10 +21,18 @@ from tools.train import finetune, lite0, quantise
 Floats = npt.NDArray[np.floating]
 
 
-def forms(net: lite0.Lite0, path: Path, calibration: Floats, *, method: str, keep_float: Sequence[str]) -> None:
+def forms(
+    net: lite0.Lite0,
+    path: Path,
+    calibration: Floats,
+    *,
+    method: str,
+    keep_float: Sequence[str],
+    beside: lite0.Beside | None = None,
+) -> None:
     """Write the three forms of ``net``; ``calibration``: model inputs ``[n, 224, 224]`` of training patients."""
     float_path = path.with_suffix(".fp32.onnx")
-    lite0.export(net, float_path)
+    lite0.export(net, float_path, beside)
     batches = [{"image": part[:, None].astype(np.float32)} for part in finetune.chunks(calibration, 16)]
     quantise.quantise(float_path, path, batches, keep_float=[*lite0.KEEP_FLOAT, *keep_float], method=method)
     derive.write(path, path.with_suffix(".x86.onnx"), unsigned=True)

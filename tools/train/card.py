@@ -38,6 +38,8 @@ class Words(msgspec.Struct, frozen=True, kw_only=True):
     limits: Sequence[str]
     aggregation: str = ""
     command: str = ""
+    tried: Sequence[str] = ()
+    """What was tried and left out, so that nobody tries it again by accident."""
 
 
 def write(description: Description, sources: Sequence[Source], words: Words, metrics: Mapping[str, Any]) -> str:
@@ -51,8 +53,10 @@ def write(description: Description, sources: Sequence[Source], words: Words, met
         _sources(sources),
         f"## How it was made\n\n{words.made}\n",
         f"Made again by `{words.command}`.\n" if words.command else "",
+        "## Tried and left out\n\n" + _bullets(words.tried) if words.tried else "",
         f"## How it was measured\n\n{words.evaluation}\n",
         f"Several frames or windows of one capture: {words.aggregation}\n" if words.aggregation else "",
+        _codes(description),
         _operating_points(description),
         _summaries("Figures", metrics.get("headline", {})),
         _summaries("Per source", metrics.get("per_source", {})),
@@ -70,6 +74,11 @@ def write(description: Description, sources: Sequence[Source], words: Words, met
 
 def _bullets(lines: Sequence[str]) -> str:
     return "".join(f"- {line}\n" for line in lines)
+
+
+def _codes(description: Description) -> str:
+    rows = [[one.id, one.code.scheme, one.code.value, one.code.meaning] for one in description.findings]
+    return "## Codes\n\n" + _table(["finding", "scheme", "code", "meaning"], rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

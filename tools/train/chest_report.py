@@ -303,6 +303,7 @@ def _write(run: Run, description: Description, metrics: dict[str, Any], words: d
         made=words["made"],
         evaluation=words["evaluation"],
         limits=words["limits"],
+        tried=words.get("tried", ()),
         command="python -m tools.train.chest_xray --data DIR --out models/chest-xray",
     )
     metrics = metrics | {"sources": [msgspec.to_builtins(source) for source in sources]}

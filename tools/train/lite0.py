@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -183,8 +184,30 @@ class _Graph:
         )  # fmt: skip
         return self.add("Clip", [y, "zero", "six"], f"{name}.relu6") if relu else y
 
+    def block(self, x: str, name: str, block: Block) -> str:
+        y = x
+        if block.expands:
+            y = self.convolution(y, f"{name}.expand", block._expand_conv, block._bn0, relu=True)  # noqa: SLF001
+        y = self.convolution(y, f"{name}.depthwise", block._depthwise_conv, block._bn1, relu=True)  # noqa: SLF001
+        y = self.convolution(y, f"{name}.project", block._project_conv, block._bn2, relu=False)  # noqa: SLF001
+        return self.add("Add", [x, y], f"{name}.add") if block.skip else y
 
-def export(net: Lite0, path: Path) -> None:
+
+class Beside(msgspec.Struct, frozen=True):
+    """A second, untouched net on the first blocks' map, read linearly, and the share of the fine-tuned net.
+
+    ``net`` goes its own way from block ``since`` on. ``own`` ``[F]``: factor of the fine-tuned net's logits. ``weight``
+    ``[F, 192 + 1280]``, ``bias`` ``[F]``: of the means of ``net``'s block 14 and head.
+    """
+
+    net: Lite0
+    since: int
+    own: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+
+def export(net: Lite0, path: Path, beside: Beside | None = None) -> None:
     """Write the float graph: ``image`` to ``logits``, ``cam`` and ``features`` (pooled block 14, for the gate)."""
     graph = _Graph()
     graph.constant("zero", np.array(0.0, np.float32))
@@ -192,24 +215,44 @@ def export(net: Lite0, path: Path) -> None:
     shifted = graph.add("Sub", ["image", graph.constant("shift", np.array(SHIFT, np.float32))], "shifted")
     x = graph.add("Mul", [shifted, graph.constant("scale", np.array(SCALE, np.float32))], "scaled")
     x = graph.convolution(x, "stem", net._conv_stem, net._bn0, relu=True, grey=True)  # noqa: SLF001
+    others = []
     for i, block in enumerate(net._blocks):  # noqa: SLF001
         assert isinstance(block, Block)  # noqa: S101 - for the type checker
-        y = x
-        if block.expands:
-            y = graph.convolution(y, f"block{i}.expand", block._expand_conv, block._bn0, relu=True)  # noqa: SLF001
-        y = graph.convolution(y, f"block{i}.depthwise", block._depthwise_conv, block._bn1, relu=True)  # noqa: SLF001
-        y = graph.convolution(y, f"block{i}.project", block._project_conv, block._bn2, relu=False)  # noqa: SLF001
-        x = graph.add("Add", [x, y], f"block{i}.add") if block.skip else y
+        if beside is not None and i == beside.since:
+            others = _branch(graph, x, beside)
+        x = graph.block(x, f"block{i}", block)
         if i == GATE_BLOCK:
             pooled = graph.add("GlobalAveragePool", [x], "gate.pooled")
             graph.add("Flatten", [pooled], "features", axis=1)
     x = graph.convolution(x, "head", net._conv_head, net._bn1, relu=True)  # noqa: SLF001
-    weight = net.fc.weight.detach().numpy().astype(np.float32)[:, :, None, None]
-    graph.add("Conv", [x, graph.constant("cam.weight", weight)], "cam", kernel_shape=[1, 1])
+    weight, bias = (value.detach().numpy().astype(np.float32) for value in (net.fc.weight, net.fc.bias))
+    if beside is not None:
+        x = graph.add("Concat", [x, *others], "joined", axis=1)
+        weight = np.concatenate([weight * beside.own[:, None], beside.weight], axis=1)
+        bias = bias * beside.own + beside.bias
+    cam = graph.constant("cam.weight", weight[:, :, None, None])
+    graph.add("Conv", [x, cam], "cam", kernel_shape=[1, 1])
     mean = graph.add("GlobalAveragePool", ["cam"], "cam.mean")
     flat = graph.add("Flatten", [mean], "cam.flat", axis=1)
-    graph.add("Add", [flat, graph.constant("bias", net.fc.bias.detach().numpy().astype(np.float32))], "logits")
-    findings, side = net.fc.out_features, SIZE // 32
+    graph.add("Add", [flat, graph.constant("bias", bias)], "logits")
+    _save(graph, path, net.fc.out_features)
+
+
+def _branch(graph: _Graph, x: str, beside: Beside) -> list[str]:
+    """The second net's nodes from the map ``x`` on; the maps that are read."""
+    taps = []
+    for i, block in enumerate(beside.net._blocks):  # noqa: SLF001
+        assert isinstance(block, Block)  # noqa: S101 - for the type checker
+        if i >= beside.since:
+            x = graph.block(x, f"beside.block{i}", block)
+        if i == GATE_BLOCK:
+            taps.append(x)
+    taps.append(graph.convolution(x, "beside.head", beside.net._conv_head, beside.net._bn1, relu=True))  # noqa: SLF001
+    return taps
+
+
+def _save(graph: _Graph, path: Path, findings: int) -> None:
+    side = SIZE // 32
     outputs = [("logits", ["N", findings]), ("cam", ["N", findings, side, side]), ("features", ["N", 192])]
     model = helper.make_model(
         helper.make_graph(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tools.train import build, finetune, lite0, lung_data, lung_report, settings, splits
+from tools.train import build, finetune, frozen, lite0, lung_data, lung_report, settings, splits
 from tools.train.lung_data import FINDINGS, Cache, Clip
 
 CONFIGURATION = Path(__file__).with_suffix(".toml")
@@ -36,6 +36,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     calibration: int
     calibration_method: str
     keep_float: list[str]
+    frozen: dict[str, float]
+    frozen_strength: float
     settings: finetune.Settings
 
 
@@ -70,14 +72,19 @@ def fitted(cache: Cache, found: list[Clip], rows: Rows, training: Training, path
     return net
 
 
-def quantised(net: lite0.Lite0, cache: Cache, rows: Rows, training: Training, path: Path) -> None:
-    """Write the forms of ``net``, calibrated on frames of ``rows``, every clip weighing the same."""
+def quantised(net: lite0.Lite0, cache: Cache, found: list[Clip], rows: Rows, training: Training, path: Path) -> None:
+    """Write the forms of ``net`` with the frozen net beside it, calibrated on frames of ``rows``, clips weighing the same."""
+    features = frozen.pooled(cache.images, path.parent)
+    labels = np.array([clip.labels for clip in found])
+    weights, biases = frozen.fit(features, cache.image_owner, labels, rows, training.frozen_strength)
+    share = [training.frozen[name] for name in FINDINGS]
+    beside = frozen.beside(weights, biases, share, training.settings.since)
     random = np.random.default_rng(5)
     own = np.flatnonzero(rows[cache.image_owner])
-    weights = 1.0 / np.bincount(cache.image_owner)[cache.image_owner[own]]
-    chosen = random.choice(own, min(training.calibration, len(own)), replace=False, p=weights / weights.sum())
+    chances = 1.0 / np.bincount(cache.image_owner)[cache.image_owner[own]]
+    chosen = random.choice(own, min(training.calibration, len(own)), replace=False, p=chances / chances.sum())
     frames = cache.images[chosen]
-    build.forms(net, path, frames, method=training.calibration_method, keep_float=training.keep_float)
+    build.forms(net, path, frames, method=training.calibration_method, keep_float=training.keep_float, beside=beside)
     build.align(path, frames)
 
 
@@ -86,7 +93,7 @@ def scored(cache: Cache, found: list[Clip], train: Rows, wanted: Rows, training:
     stored = path.with_suffix(".npz")
     if not stored.exists():
         net = fitted(cache, found, train, training, path.with_suffix(".pt"), log)
-        quantised(net, cache, train, training, path)
+        quantised(net, cache, found, train, training, path)
         frames = wanted[cache.image_owner]
         result: dict[str, Any] = {}
         for name, file in (("fp32", ".fp32.onnx"), ("int8", ".onnx"), ("x86", ".x86.onnx")):
@@ -144,7 +151,8 @@ def main() -> None:
     elsewhere = scored(cache, found, allowed & ~hospital, hospital, training, path, log)
     path = arguments.work / "lung-all.onnx"
     if not path.exists():
-        quantised(fitted(cache, found, allowed, training, path.with_suffix(".pt"), log), cache, allowed, training, path)
+        net = fitted(cache, found, allowed, training, path.with_suffix(".pt"), log)
+        quantised(net, cache, found, allowed, training, path)
     log("trained; writing the bundle")
     run = lung_report.Run(arguments.data, arguments.work, arguments.out, found, cache, measured, elsewhere, path)
     print(lung_report.write(run, configuration, log))

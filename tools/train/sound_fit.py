@@ -20,7 +20,7 @@ import numpy.typing as npt
 from appliance.inference import derive
 from appliance.reading.prepared import Sound
 from appliance.reading.spectral import resample
-from tools.train import quantise, trees_onnx
+from tools.train import quantise, sound_events, trees_onnx
 from tools.train.sound_data import Table, mean_by_owner
 from tools.train.sound_net import Batch, FrontEnd, Schedule, SoundNet, export, train
 
@@ -61,6 +61,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     calibration: int = 160
     calibration_method: str = "minmax"
     keep_float: list[str] = []
+    linear: list[float] = []
+    """Share of a logistic regression on the same features beside the trees, by output; none: no such part."""
+    linear_strength: float = 0.003
+    events: float = 0.0
+    """Share of the cases in a batch that get a made-up event laid over."""
+    event_targets: dict[str, list[float]] = {}
+    """By kind of event (``crackles``, ``wheeze``): 1 for each output that it makes positive."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +121,8 @@ def fit(
     forest = _forest(settings, seed, bootstrap=False, leaf=copies * settings.forest.leaf)
     shown = _recoloured(table.features[feature_rows], sample.bands, settings, seed)
     forest.fit(shown, np.tile(_squeezed(sample.targets[owner]).T, copies).T, sample_weight=np.tile(each, copies))
-    trees_onnx.export(forest, files.trees, table.features.shape[1], input_name="features")
+    beside = _linear(shown, np.tile(sample.targets[owner].T, copies).T, np.tile(each, copies), settings)
+    trees_onnx.export(forest, files.trees, table.features.shape[1], input_name="features", linear=beside)
     teacher = mean_by_owner(taught, owner, len(weight))
     lessons = (
         _lessons(table, feature_rows, owner, len(weight)) if settings.teach else np.zeros((len(weight), 0), np.float32)
@@ -133,7 +141,7 @@ def _stamp(sample: Sample, rows: Rows, settings: Settings, seed: int) -> str:
     digest = hashlib.sha256(msgspec.json.encode(settings))
     for part in (rows, sample.table.features, sample.targets, np.array([seed])):
         digest.update(np.ascontiguousarray(part).tobytes())
-    for name in ("sound_fit.py", "sound_net.py", "trees_onnx.py"):
+    for name in ("sound_fit.py", "sound_net.py", "sound_events.py", "trees_onnx.py"):
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()
 
@@ -181,6 +189,23 @@ def _teacher(features: Floats, targets: Floats, weights: Doubles, settings: Sett
     return np.clip(probability, 0.0, 1.0)
 
 
+def _linear(features: Floats, targets: Floats, weights: Doubles, settings: Settings) -> trees_onnx.Linear | None:
+    """Logistic regressions on standardised features, each times its share."""
+    if not any(settings.linear):
+        return None
+    from sklearn.linear_model import LogisticRegression
+
+    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-4
+    standard = np.clip((features - mean) / spread, -trees_onnx.FAR, trees_onnx.FAR)
+    weight, bias = np.zeros((features.shape[1], targets.shape[1])), np.zeros(targets.shape[1])
+    for column, share in enumerate(settings.linear):
+        if share:
+            model = LogisticRegression(C=settings.linear_strength, max_iter=300)
+            model.fit(standard, targets[:, column], sample_weight=weights / weights.mean())
+            weight[:, column], bias[column] = share * model.coef_[0], share * model.intercept_[0]
+    return trees_onnx.Linear(mean=mean, spread=spread, weight=weight, bias=bias)
+
+
 def _squeezed(targets: Floats) -> Floats:
     """One column as a vector, which is how scikit-learn wants it."""
     return targets[:, 0] if targets.shape[1] == 1 else targets
@@ -222,8 +247,14 @@ def drawer(
     def draw(random: np.random.Generator) -> Batch:
         chosen = usable[random.choice(usable.size, settings.schedule.batch, p=chance)]
         samples = np.stack([augmented(sample.waves[row], length, settings.stretch, random) for row in chosen])
-        targets = soft[chosen].astype(np.float32)
-        return samples, targets, np.ones_like(targets), lessons[chosen]
+        targets, lesson = soft[chosen].astype(np.float32), lessons[chosen].copy()
+        struck = random.random(chosen.size) < settings.events if settings.events else np.zeros(chosen.size, bool)
+        for case in np.flatnonzero(struck):
+            samples[case], targets[case] = sound_events.added(
+                samples[case], targets[case], settings.event_targets, settings.rate_hz, random
+            )
+            lesson[case] = np.nan
+        return samples, targets, np.ones_like(targets), lesson
 
     return draw
 
@@ -255,6 +286,7 @@ def _quantise(sample: Sample, rows: Rows, settings: Settings, files: Fit, front:
         files.network,
         batches,
         keep_float=[*front, *settings.keep_float],
+        op_types=("Conv", "Gemm", "MatMul", "Add", "ReduceMean"),
         method=settings.calibration_method,
     )
 

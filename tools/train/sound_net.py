@@ -132,7 +132,8 @@ class SoundNet(nn.Module):
 
     def pooled(self, spectrum: torch.Tensor) -> list[torch.Tensor]:
         """Each member's mean of the last feature maps, ``[N, channels]``."""
-        return [body(spectrum).flatten(2).mean(dim=2) for body in self.bodies]
+        over = (2, 3) if self.plane else 2  # no reshape between: it would keep the last convolution in float
+        return [body(spectrum).mean(dim=over) for body in self.bodies]
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
         """Logits, the mean of the members'."""
@@ -154,7 +155,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Batch = tuple[Floats, Floats, Floats, Floats]
-"""Samples ``[N, samples]``, soft targets ``[N, outputs]``, weights ``[N, outputs]``, lessons ``[N, teach]`` (may be empty)."""
+"""Samples ``[N, samples]``, soft targets ``[N, outputs]``, weights ``[N, outputs]``, lessons ``[N, teach]`` (may be
+empty, NaN where there is none)."""
 
 
 def train(
@@ -175,14 +177,14 @@ def train(
         samples, targets, weights, lessons = (torch.from_numpy(part) for part in draw(random))
         with torch.no_grad():
             spectrum = _mask(net.spectrum(samples, fast=True), schedule, random)
-        pooled = [net.drop(one) for one in net.pooled(spectrum)]
+        pooled, known = [net.drop(one) for one in net.pooled(spectrum)], torch.isfinite(lessons).all(dim=1)
         loss = torch.zeros(())
         for number, one in enumerate(pooled):
             logit = net.heads[number](one)
             loss = loss + nn.functional.binary_cross_entropy_with_logits(logit, targets, weight=weights)
             if net.teachers is not None:
-                lesson = nn.functional.smooth_l1_loss(net.teachers[number](one), lessons)
-                loss = loss + schedule.teach_weight * lesson
+                told = net.teachers[number](one)[known]
+                loss = loss + schedule.teach_weight * nn.functional.smooth_l1_loss(told, lessons[known])
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 5.0)

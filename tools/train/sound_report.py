@@ -72,6 +72,7 @@ def write(run: Run, scores: Scores, final: sound_fit.Fit, outcome: Outcome, gold
         evaluation=words["evaluation"] + _bands(cuts),
         limits=words["limits"],
         aggregation=words["aggregation"],
+        tried=words.get("tried", ()),
         command=f"python -m tools.train.{run.description.id.replace('-', '_')} --data DIR --out models/{run.description.id}",
     )
     page = card.write(description, sources, text, bundle_writer.finite(metrics))

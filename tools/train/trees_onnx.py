@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 ML_OPSET = 3
 OPSET = 17
@@ -27,6 +28,18 @@ COLUMNS = (
 CERTAIN = 0.01
 """Probabilities are kept this far from 0 and 1: a leaf of three cases is no proof."""
 
+FAR = 4.0
+"""Standard deviations at which a feature is cut off for the linear part."""
+
+
+class Linear(msgspec.Struct, frozen=True, kw_only=True):
+    """A linear part added to the trees' logits: ``clip((x - mean) / spread) @ weight + bias``."""
+
+    mean: npt.NDArray[np.floating]
+    spread: npt.NDArray[np.floating]
+    weight: npt.NDArray[np.floating]
+    bias: npt.NDArray[np.floating]
+
 
 def rounded_down(thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """The largest float32 not above each threshold."""
@@ -36,8 +49,19 @@ def rounded_down(thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]
     return single
 
 
-def export(forest: Any, path: Path, features: int, *, input_name: str, output_name: str = "probability") -> None:
-    """Write a fitted ``ExtraTreesRegressor`` on 0/1 targets; output ``[N, targets]``, ``CERTAIN`` to 1 − ``CERTAIN``."""
+def export(
+    forest: Any,
+    path: Path,
+    features: int,
+    *,
+    input_name: str,
+    output_name: str = "probability",
+    linear: Linear | None = None,
+) -> None:
+    """Write a fitted ``ExtraTreesRegressor`` on 0/1 targets; output ``[N, targets]``, ``CERTAIN`` to 1 − ``CERTAIN``.
+
+    With ``linear`` the output is the probability whose logit is the trees' plus the linear part's.
+    """
     trees = [estimator.tree_ for estimator in forest.estimators_]
     targets = int(trees[0].value.shape[1])
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
@@ -66,15 +90,36 @@ def export(forest: Any, path: Path, features: int, *, input_name: str, output_na
         post_transform="NONE",
         **columns,
     )
-    clip = helper.make_node("Clip", ["sum", "lowest", "highest"], [output_name])
-    _save(path, [ensemble, clip], (input_name, features), (output_name, targets))
+    kept = "trees" if linear else output_name
+    clip = helper.make_node("Clip", ["sum", "lowest", "highest"], [kept])
+    constants = {"lowest": CERTAIN, "highest": 1.0 - CERTAIN}
+    more, told = ([], {}) if linear is None else _beside(linear, input_name, kept, output_name)
+    _save(path, [ensemble, clip, *more], (input_name, features), (output_name, targets), constants | told)
 
 
-def _save(path: Path, nodes: Sequence[Any], taken: tuple[str, int], given: tuple[str, int]) -> None:
-    limits = [
-        helper.make_tensor(name, TensorProto.FLOAT, [], [value])
-        for name, value in (("lowest", CERTAIN), ("highest", 1.0 - CERTAIN))
+def _beside(linear: Linear, features: str, trees: str, output: str) -> tuple[list[Any], dict[str, Any]]:
+    """Nodes and constants from features and the trees' probability to the probability of both logits' sum."""
+    steps = [
+        ("Sub", [features, "mean"], "centred"),
+        ("Div", ["centred", "spread"], "standard"),
+        ("Clip", ["standard", "near", "far"], "cut"),
+        ("MatMul", ["cut", "weight"], "product"),
+        ("Add", ["product", "bias"], "linear"),
+        ("Sub", ["one", trees], "other"),
+        ("Div", [trees, "other"], "odds"),
+        ("Log", ["odds"], "logit"),
+        ("Add", ["logit", "linear"], "joined"),
+        ("Sigmoid", ["joined"], output),
     ]
+    told = {name: getattr(linear, name) for name in ("mean", "spread", "weight", "bias")}
+    nodes = [helper.make_node(kind, taken, [given]) for kind, taken, given in steps]
+    return nodes, told | {"near": -FAR, "far": FAR, "one": 1.0}
+
+
+def _save(
+    path: Path, nodes: Sequence[Any], taken: tuple[str, int], given: tuple[str, int], constants: dict[str, Any]
+) -> None:
+    limits = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()]
     graph = helper.make_graph(
         list(nodes),
         "trees",
