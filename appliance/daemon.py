@@ -228,6 +228,10 @@ class Daemon:
             found.append(worn)
         if damaged := len(self.store.captures.damaged):
             found.append(f"{damaged} captures can't be read from the journal; replace the disk, send them again.")
+        if self.link is not None and (count := self.link.counts["not-believed"]):
+            found.append(
+                f"{count} messages that its hub had not signed were refused: somebody interferes, or enrol again."
+            )
         return [*found, *self.standing.problems()]
 
     def _open(self, name: str) -> None:

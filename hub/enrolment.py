@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from appliance.protocol.enrolment import (
     Answer,
@@ -40,6 +40,10 @@ from hub.database import Database
 
 ATTEMPTS = 5
 """Wrong proofs after which a code is worth nothing."""
+
+RENEWALS = 5
+"""Certificates that a key gets within an hour at most."""
+_HOUR_MS = 3_600_000
 
 _code, _enrolled, _certificate = tables.enrolment_code.c, tables.enrolled.c, tables.certificate.c
 _REFUSED = "this code is not known, used up or too old; make another with: bedside-hub ca code SITE DEVICE"
@@ -139,6 +143,10 @@ class Enrolments:
             )
             if connection.execute(active).first() is None:
                 raise AuthorityError(f"{device.key} has no such active key; enrol it again")
+            since = (_certificate.key_id == key) & (_certificate.issued_ms > now_ms - _HOUR_MS)
+            issued_lately = connection.execute(select(func.count()).select_from(tables.certificate).where(since))
+            if issued_lately.scalar_one() >= RENEWALS:  # somebody says an old request again and again
+                raise AuthorityError(f"{device.key} has had {RENEWALS} certificates within an hour")
             self._remember(connection, device.key, key, issued, now_ms)
             audit.note(connection, device.key, "renewed", device.key, now_ms, issued.serial)
         return self._answer(device.key, b"\0" * 32, issued)

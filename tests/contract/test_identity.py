@@ -38,7 +38,7 @@ from hub.blobs import BlobStore
 from hub.broker import Ports, write_broker
 from hub.config import BrokerConfig, IngestConfig
 from hub.database import Database
-from hub.enrolment import Enrolments
+from hub.enrolment import RENEWALS, Enrolments
 from hub.ingest import Worker, shared_filters
 from hub.receive import Receiver
 from hub.trust import Trust, Voice
@@ -377,8 +377,21 @@ def test_a_certificate_is_asked_for_when_a_third_of_its_time_is_left_and_only_by
     assert "has ended" in renewals(_known(identity.ends + dt.timedelta(days=10))).problem()
 
 
-@pytest.mark.parametrize("days", [0, 400])
-def test_an_answer_that_was_not_asked_for_changes_no_certificate(tmp_path: Path, hub: Hub, days: int) -> None:
+def test_a_renewal_said_again_and_again_is_not_answered_for_ever(tmp_path: Path, hub: Hub) -> None:
+    from appliance.store.credentials import signing_request
+
+    identity = hub.enrol(tmp_path / "here", HERE)
+    key = BoxKey((tmp_path / "here" / "box.key").read_bytes())
+    asked = messages.Renewal(
+        id=make_id("renewal", "x"), signing_request=signing_request(tmp_path / "here", HERE.key, key)
+    )
+    message = signed(Incoming(HERE.up("renewal"), messages.encode(asked)), identity)
+    granted = [topic for _ in range(20) for topic, _ in hub.receiver.handle([message])]
+    assert set(granted) == {HERE.down("certificate")}
+    assert len(granted) == RENEWALS - 1, "the one of the enrolment counts"
+
+
+def test_an_answer_that_was_not_asked_for_changes_no_certificate(tmp_path: Path, hub: Hub) -> None:
     identity = hub.enrol(tmp_path / "here", HERE, days=90)
     key = BoxKey((tmp_path / "here" / "box.key").read_bytes())
     held = identity.chain.read_bytes()
