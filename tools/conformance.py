@@ -77,7 +77,7 @@ before it is accepted. An instance is reported as committed only if at the time 
 its file has been read back and has the hash of the row. The N-EVENT-REPORT goes to the address of `dicom.peers`, on an
 association that the box asks for (role selection: SCP), again after 10 s, 20 s … at most 1 h until the sender has taken it, at
 most {attempts} times; to a sender without an address on the association of its request once that has been quiet for
-{quiet:g} s, or on the next association with this presentation context that the same AE title opens. Requests wait over restarts.
+{quiet:g} s, or on the next association with this presentation context that the same AE title opens. Requests outlive restarts.
 """
 
 _PERFORMED = """\

@@ -40,7 +40,7 @@ class Line(Record, frozen=True, kw_only=True):
     capture's pictures and sounds, what the hub holds (0 to 1). ``human``: the latest word. ``unseen``: critical, and no
     human has said that it was seen; ``escalated``: the hub or this box shows it again, and nobody has taken note since.
     ``visit``: the one that a person attached it to, whose patient is shown; empty while it waits for that, with whom the
-    sender named. ``word``: how often somebody has said whose it is.
+    sender named. ``contradictions``: why ``conflicts_with`` is set, by code. ``word``: how often somebody has said whose it is.
     """
 
     id: str
@@ -66,6 +66,7 @@ class Line(Record, frozen=True, kw_only=True):
     unseen: bool = False
     escalated: bool = False
     conflicts_with: str = ""
+    contradictions: tuple[str, ...] = ()
     visit: str = ""
     word: int = 0
 
@@ -170,6 +171,7 @@ def _plain(entry: Entry, level: Level, whom: Patient | None = None, **rest: obje
         position=capture.position,
         description=capture.description,
         conflicts_with=entry.conflicts_with,
+        contradictions=entry.reasons,
         **rest,  # type: ignore[arg-type]  # the fields that the callers above name
     )
 

@@ -26,6 +26,13 @@ MODALITIES: dict[Modality, str] = {
     Modality.OTHER: N_("Other file"),
 }
 POSITIONS = PLACES
+_CONTRADICTS = {
+    "instance": N_("An earlier file carries the same instance number with other content:"),
+    "patient-name": N_("An earlier capture has the same patient number and another name:"),
+    "patient-birth-date": N_("An earlier capture has the same patient number and another birth date:"),
+    "patient-sex": N_("An earlier capture has the same patient number and another sex:"),
+    "study-patient": N_("An earlier capture of the same study has another patient number:"),
+}
 _LEVELS = {
     "critical": N_("Critical"),
     "urgent": N_("Urgent"),
@@ -212,6 +219,10 @@ class Phrases:
     def confidence(self, finding: Finding) -> str:
         """How sure the model is of its yes or no."""
         return self._(_CONFIDENCE[finding.confidence])
+
+    def contradictions(self, line: Line) -> list[str]:
+        """What of a capture contradicts an earlier one."""
+        return [self._(_CONTRADICTS[one]) for one in line.contradictions if one in _CONTRADICTS]
 
     def human(self, line: Line) -> str:
         """Where the human's word stands."""
