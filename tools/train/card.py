@@ -77,7 +77,9 @@ def _bullets(lines: Sequence[str]) -> str:
 
 
 def _codes(description: Description) -> str:
-    rows = [[one.id, one.code.scheme, one.code.value, one.code.meaning] for one in description.findings]
+    told = [(one.id, one.code) for one in description.findings]
+    told += [(word.label, word.code) for one in description.findings for word in one.wording if word.code]
+    rows = [[name, code.scheme, code.value, code.meaning] for name, code in told]
     return "## Codes\n\n" + _table(["finding", "scheme", "code", "meaning"], rows)
 
 
