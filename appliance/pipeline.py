@@ -40,6 +40,7 @@ from appliance.store import audit
 from appliance.store.attachments import within
 from appliance.store.captures import ATTEMPTS
 from appliance.store.errors import StoreError
+from appliance.store.identity import REASONS
 from appliance.store.journal import Transaction
 from appliance.store.outbox import Priority
 from appliance.store.store import Store
@@ -271,7 +272,8 @@ def _put_result(store: Store, tx: Transaction, device: str, entered: Entered, hi
     word = store.attachments.current(capture.id, tx)
     visit = store.patients.visit(word.visit, tx) if word is not None and word.visit else None
     told = within(capture, visit, word)
-    result = result_of(hide(told) if hide is not None else told, reading, device, entered.sequence, revision)
+    said = msgspec.structs.replace(reading, warnings=(*reading.warnings, *_cautions(store, capture)))
+    result = result_of(hide(told) if hide is not None else told, said, device, entered.sequence, revision)
     payload = messages.encode(result)
     store.outbox.put(
         tx,
@@ -282,6 +284,19 @@ def _put_result(store: Store, tx: Transaction, device: str, entered: Entered, hi
         sha256=messages.sha256(payload),
         payload=payload,
     )
+
+
+def _cautions(store: Store, capture: Capture) -> list[str]:
+    """What the radiologist should know beside the reading: whom the capture contradicts, and what of its study is missing."""
+    reasons = store.captures.get(capture.id).reasons
+    found = [f"Check whose this is: there is {REASONS[one]}." for one in reasons if one in REASONS]
+    study = store.studies.completeness(capture.study_uid)
+    if study.state == "incomplete":
+        expected = f" of {study.expected}" if study.expected else ""
+        found.append(
+            f"The study was not complete at the bedside when this was sent: {study.kept}{expected} were there."
+        )
+    return found
 
 
 def result_of(capture: Capture, reading: Reading, device: str, sequence: int, revision: int = 0) -> messages.Result:

@@ -12,6 +12,7 @@ from appliance.store.captures import Kept
 from appliance.store.identity import REASONS
 from appliance.store.store import Store
 from tests.boxes import DEVICE, open_store
+from tests.console_world import World
 
 ADA = Patient(id="P1", name="Okoro^Ada", birth_date="19800101", sex="F")
 
@@ -105,3 +106,29 @@ def test_the_log_of_what_was_kept_names_the_reasons_and_no_patient(store):
     details = [row["detail"] for row in store.journal.all("SELECT detail FROM audit WHERE event = 'kept'")]
     assert details[1].endswith("patient-name")
     assert not any("Bello" in detail or "Okoro" in detail for detail in details)
+
+
+def test_the_report_to_the_hub_names_what_contradicts_and_what_is_missing(store):
+    from appliance.pipeline import _cautions
+
+    first = keep(store, b"1", ADA, study="1.2")
+    second = keep(store, b"2", Patient(id="P1", name="Bello^Musa"), study="1.2")
+    Intake(store, DEVICE).association_ended({"1.2"}, in_order=False)
+    store.journal.write(lambda tx: None)
+    told = _cautions(store, store.captures.get(second.capture_id).capture)
+    assert told[0] == "Check whose this is: there is the same patient number with another name."
+    assert "not complete" in told[1]
+    assert len(_cautions(store, store.captures.get(first.capture_id).capture)) == 1
+
+
+def test_the_console_says_what_contradicts_and_not_something_else(tmp_path):
+    world = World(tmp_path)
+    try:
+        patients = [ADA, Patient(id="P1", name="Bello^Musa")]
+        ids = [world.keep(bytes([number]), patient=patient) for number, patient in enumerate(patients)]
+        page = world.client.get(f"/captures/{ids[1]}").text
+        assert "An earlier capture has the same patient number and another name:" in page
+        assert "same instance number" not in page
+        assert "Contradicts an earlier capture" in world.client.get("/captures").text + world.client.get("/").text
+    finally:
+        world.close()
