@@ -92,7 +92,7 @@ def _owned(world: World) -> Iterator[Try]:
     world.wait("delivery to the real hub", lambda: not world.counts()["waiting"])
     yield Try(WHO, "control: the real hub's receipts are believed", "")
     case = next(one for one in world.cases() if one["id"] == forged)
-    yield Try(WHO, "changes a result on its way", "the hub took it" if case["triage"] == "critical" else "")
+    yield Try(WHO, "changes a result on its way", "the hub took it" if case["rank"] == 0 else "")
     try:
         world.wait("what was forged", world.aside, 10)
     except RuntimeError:
