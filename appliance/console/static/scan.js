@@ -51,6 +51,8 @@
   function show(state) {
     one("state").className = `scan-state level-${state.tone}`;
     one("level").className = `level level-${state.tone}`;
+    one("chip").className = `scan-chip level level-${state.tone}`;
+    one("chip").lastElementChild.textContent = state.word;
     text("word", state.word);
     text("hint", state.hint);
     text("numbers", state.numbers);
