@@ -34,7 +34,7 @@ from hub.receive import Receiver
 
 BATCH = 100
 _ITEMS = 500
-_UP: dict[str, Up] = {"result": "result", "blob": "blob", "receipt": "receipt"}
+_UP: dict[str, Up] = {"result": "result", "blob": "blob", "receipt": "receipt", "checkpoint": "checkpoint"}
 
 
 class Taken(NamedTuple):

@@ -25,7 +25,9 @@ from appliance.protocol.parcel import (
     entries,
     public_text,
 )
+from appliance.protocol.signing import KeySigner
 from appliance.records import CaptureState, Triage
+from appliance.store import checkpoints
 from appliance.store.store import Store
 from appliance.sync.carried import carry_back, take_carried
 from appliance.sync.export import Stick, device_key, export
@@ -36,6 +38,7 @@ from hub.blobs import BlobStore
 from hub.database import Database
 from hub.parcels import known_devices, make_keys, open_keys, take_parcels
 from hub.receive import Receiver
+from hub.trust import Trust
 from tests.boxes import DEVICE, now, open_store, report
 
 MB = 1 << 20
@@ -112,6 +115,18 @@ def test_everything_goes_by_stick_and_the_receipts_close_it(world: World) -> Non
     assert world.back() == ["6 receipts, 3 captures delivered"]
     assert world.states() == [CaptureState.DELIVERED] * 3
     assert list(world.stick.iterdir()) == [], "the stick is clear again"
+
+
+def test_a_checkpoint_of_the_audit_log_goes_by_stick_too(world: World) -> None:
+    store = world.open()
+    signer = KeySigner(bytes(32))
+    store.journal.write(lambda tx: checkpoints.make(tx, now(), DEVICE, signer, store.outbox))
+    store.close()
+    assert export(world.config, Stick(world.stick)).messages == 1
+    world.receiver = Receiver(world.database, world.blobs, trust=Trust(world.database))
+    assert world.take() == [f"1 messages from {DEVICE}: 1 of 1 items stored"], "its parcel proves whose it is"
+    assert world.count(tables.checkpoint) == 1
+    assert world.back() == ["1 receipts, 0 captures delivered"]
 
 
 def test_the_stick_and_the_link_may_be_mixed_and_double_nothing(world: World) -> None:
