@@ -27,6 +27,8 @@ def enrol(
     from appliance.protocol.enrolment import EnrolmentError
     from appliance.store.credentials import IdentityError, new_keys
     from appliance.store.errors import StoreError
+    from appliance.store.files import RealFiles
+    from appliance.store.keys import open_key
     from appliance.sync import enrolment
 
     settings = configured(config)
@@ -34,7 +36,7 @@ def enrol(
         raise typer.BadParameter("say --hub URL --code CODE, or --offline FOLDER --code CODE, or --answer FILE")
     with told(EnrolmentError, IdentityError, StoreError, OSError):
         if new_key:
-            new_keys(settings.state)
+            new_keys(settings.state, open_key(settings.state, RealFiles()))
         if offline is not None:
             path = enrolment.write_request(settings, offline, code)
             typer.echo(

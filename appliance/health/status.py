@@ -125,7 +125,7 @@ def audit_of(config: Config) -> tuple[list[dict[str, Any]], Verdict]:
         ) from error
     finally:
         connection.close()
-    public = identity.signer.public if identity is not None else None
+    public = {identity.signer.public, *identity.former} if identity is not None else None
     return [dict(row) for row in rows], audit.judge(rows, head, checkpoints, key.blind, public)
 
 

@@ -9,7 +9,7 @@ checkpoints that the hub holds (``checkpoints``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from appliance.records import Moment
@@ -74,9 +74,9 @@ def judge(
     head: str | None,
     checkpoints: Sequence[Row],
     witness: Callable[[str], str],
-    public: bytes | None,
+    public: Collection[bytes] | None,
 ) -> Verdict:
-    """The verdict on a whole log: chain, end and checkpoints. ``witness`` of the box's key; ``public``: its signing key."""
+    """The verdict on a whole log: chain, end, checkpoints. ``witness`` of the box's key; ``public``: the keys it signed with."""
     broken = first_broken(rows)
     if broken is not None:
         return Verdict(len(rows), broken, f"entry {broken} was changed, removed or put between")

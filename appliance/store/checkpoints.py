@@ -7,7 +7,7 @@ a checkpoint that are not those it was made of, and a checkpoint that was not ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from appliance.protocol import messages
 from appliance.protocol.messages import Checkpoint, MessageError, make_id
@@ -63,10 +63,10 @@ def make(tx: Transaction, moment: Moment, device: str, signer: Signer, outbox: O
     return made
 
 
-def contradiction(entries: Iterable[Row], checkpoints: Iterable[Row], public: bytes | None) -> int | None:
+def contradiction(entries: Iterable[Row], checkpoints: Iterable[Row], public: Collection[bytes] | None) -> int | None:
     """The entry of the first checkpoint that the entries contradict, ``None`` when there is none.
 
-    ``public``: this box's key, if it is known; without it only a checkpoint's own key can be asked.
+    ``public``: the keys of this box, if they are known; without them only a checkpoint's own key can be asked.
     """
     chains = {int(row["sequence"]): str(row["chain"]) for row in entries}
     previous = 0
@@ -77,7 +77,7 @@ def contradiction(entries: Iterable[Row], checkpoints: Iterable[Row], public: by
         except MessageError:
             return sequence
         key = bytes(row["public"])
-        proven = is_proven(key, _MARK + row["payload"], row["signature"]) and (public is None or key == public)
+        proven = is_proven(key, _MARK + row["payload"], row["signature"]) and (public is None or key in public)
         if not proven or (said.sequence, said.previous) != (sequence, previous) or chains.get(sequence) != said.chain:
             return sequence
         previous = sequence

@@ -38,7 +38,8 @@ from appliance.store.keys import BoxKey
 FOLDER = "identity"
 _HUB, _AUTHORITY, _CERTIFICATE = "hub.json", "authority.pem", "certificate.pem"
 _SIGNING, _NEXT = "signing.key", "next.key"
-_SEALED = "identity:signing"
+_FORMER = "former"
+_SEALED, _SEALED_FORMER = "identity:signing", "identity:former"
 
 
 class IdentityError(Exception):
@@ -76,6 +77,8 @@ class Identity(NamedTuple):
     parcel_key: str
     password: str
     """Opens the key in ``chain``."""
+    former: tuple[bytes, ...] = ()
+    """Public keys that this box signed with before."""
 
 
 def identity_of(state: Path, key: BoxKey) -> Identity | None:
@@ -86,6 +89,7 @@ def identity_of(state: Path, key: BoxKey) -> Identity | None:
     try:
         hub = msgspec.json.decode((folder / _HUB).read_bytes(), type=_Hub)
         certificate = x509.load_pem_x509_certificate((folder / _CERTIFICATE).read_bytes())
+        former = _former(state, key)
         own = KeySigner(key.unseal((folder / _SIGNING).read_bytes(), _SEALED))
     except (OSError, ValueError, Damaged) as error:
         raise IdentityError(f"{folder}: can't be read ({error}); enrol this box again: bedside enrol") from error
@@ -93,6 +97,7 @@ def identity_of(state: Path, key: BoxKey) -> Identity | None:
         device=hub.device,
         signer=own,
         password=_password(key),
+        former=tuple(former),
         hub_keys=tuple(hub.keys),
         chain=folder / _CERTIFICATE,
         authority=folder / _AUTHORITY,
@@ -139,11 +144,26 @@ def signing_key(state: Path, key: BoxKey) -> Signer:
     return KeySigner(key.unseal(path.read_bytes(), _SEALED))
 
 
-def new_keys(state: Path) -> None:
-    """Forget the keys, so that the next request is made with new ones; the certificate goes with them."""
+def new_keys(state: Path, box: BoxKey) -> None:
+    """Forget the keys, so that the next request is made with new ones; the certificate goes with them.
+
+    The public half of the signing key is remembered: the audit log's older checkpoints were signed with it.
+    """
+    path = _folder(state) / _FORMER
+    if (state / FOLDER / _SIGNING).exists():
+        former = [*_former(state, box), signing_key(state, box).public]
+        with durable(RealFiles(), path) as file:
+            file.write(box.seal(msgspec.json.encode(former), _SEALED_FORMER))
     for name in (_CERTIFICATE, _SIGNING, _NEXT):
         (_folder(state) / name).unlink(missing_ok=True)
     RealFiles().sync_folder(state / FOLDER)
+
+
+def _former(state: Path, box: BoxKey) -> list[bytes]:
+    path = state / FOLDER / _FORMER
+    if not path.exists():
+        return []
+    return msgspec.json.decode(box.unseal(path.read_bytes(), _SEALED_FORMER), type=list[bytes])
 
 
 def signing_request(state: Path, device: str, box: BoxKey) -> str:

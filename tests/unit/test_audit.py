@@ -34,7 +34,7 @@ class Log:
     def verdict(self) -> Verdict:
         rows = self._connection.execute("SELECT * FROM audit ORDER BY sequence").fetchall()
         said = self._connection.execute("SELECT * FROM checkpoint ORDER BY sequence").fetchall()
-        return audit.judge(rows, audit.head_of(self._connection), said, self._witness, SIGNER.public)
+        return audit.judge(rows, audit.head_of(self._connection), said, self._witness, {SIGNER.public})
 
     def after(self, sql: str, *values: object) -> Verdict:
         """The verdict after a change, which is undone again."""

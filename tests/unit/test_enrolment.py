@@ -236,7 +236,7 @@ def test_enrolling_again_ends_the_key_before_and_revokes_its_certificates(
         asked = write_request(config, tmp_path, enrolments.make_code(BOX, NOW, 1))
         asked.with_suffix(".enrolled").write_bytes(enrolments.enrol(asked.read_bytes(), NOW))
         take_answer(config, tmp_path)
-        new_keys(config.state)
+        new_keys(config.state, open_key(config.state, RealFiles()))
     assert sorted(one.state for one in enrolments.all()) == ["active", "replaced"]
     with database.read() as connection:
         assert len(active_keys(connection)) == 1

@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import app
+from appliance.store import checkpoints
+from appliance.store.credentials import identity_of
 from appliance.sync.export import device_key
 from hub.cli import app as hub_app
-from tests.boxes import open_store
+from tests.boxes import now, open_store
 
 
 @pytest.fixture
@@ -78,6 +80,29 @@ def test_the_log_is_verified_exported_and_its_change_told(tmp_path: Path, config
         connection.execute("DELETE FROM audit WHERE event = 'kept'")
     said = says("audit", "verify", "--config", str(config), status=1)
     assert "entries from 2 on were removed" in said
+
+
+def test_a_log_stays_whole_when_its_box_gets_new_keys(tmp_path: Path, config: Path) -> None:
+    hub = tmp_path / "hub.toml"
+    hub.write_text(f'[storage]\nstate = "{tmp_path}/hub"\n[authority]\nfolder = "{tmp_path}/ca"\n')
+    hub_says(hub, "ca", "init")
+    publics = set()
+    for more in ([], ["--new-key"]):
+        code = hub_says(hub, "ca", "code", "clinic-a", "box-1").strip()
+        says("enrol", "--offline", str(tmp_path), "--code", code, *more, "--config", str(config))
+        hub_says(hub, "ca", "answer", str(tmp_path / "bedside-clinic-a.box-1.enrol"))
+        says("enrol", "--answer", str(tmp_path), "--config", str(config))
+        store = open_store(tmp_path / "state")
+        identity = identity_of(tmp_path / "state", store.key)
+        assert identity is not None
+        publics.add(identity.signer.public)
+        made = store.journal.write(
+            lambda tx, one=identity, at=store: checkpoints.make(tx, now(), one.device, one.signer, at.outbox)
+        )
+        assert made is not None
+        store.close()
+    assert len(publics) == 2
+    assert "unbroken, 2 checkpoints" in says("audit", "verify", "--config", str(config))
 
 
 def test_a_box_is_erased_only_when_asked_for(tmp_path: Path, config: Path) -> None:
