@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.probe_movies import live
 from tests.scan_world import ScanWorld
 
+OTHERS = ("fr", "es", "pt", "sw", "hi")
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.browser,
@@ -76,7 +77,7 @@ def test_a_freeze_is_discarded_and_gone_without_leaving_the_page(browser: Browse
     assert page.url.endswith("/scan")
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, pytest.param(1280, marks=pytest.mark.slow)])
 def test_axe_finds_nothing_against_wcag_2_2_aa(browser: Browser, world: ScanWorld, width: int) -> None:
     page, _ = opened(browser, world, width)
     expect(page.get_by_role("button", name="Freeze")).to_be_enabled(timeout=30_000)
@@ -89,7 +90,7 @@ def test_axe_finds_nothing_against_wcag_2_2_aa(browser: Browser, world: ScanWorl
     assert not found.response["violations"], found.generate_report()
 
 
-@pytest.mark.parametrize("language", ["en", "fr", "es", "pt", "sw", "hi", "ar"])
+@pytest.mark.parametrize("language", ["en", "ar", *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
 def test_the_page_fits_a_phone_in_every_language(browser: Browser, world: ScanWorld, language: str) -> None:
     live(world.door, 1)
     page, _ = opened(browser, world, 360, language=language)

@@ -305,6 +305,7 @@ def test_frames_spooled_before_a_power_cut_are_kept_at_the_next_start(film: Path
     assert not list((tmp_path / "ring").rglob("*.take"))
 
 
+@pytest.mark.slow
 def test_a_scan_can_be_said_as_json_and_holds_nothing_of_a_patient(film: Path, tmp_path: Path) -> None:
     with box(tmp_path, film) as (door, _):
         live(door, 5)

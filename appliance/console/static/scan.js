@@ -93,8 +93,13 @@
       }
       one("problem").hidden = answer.ok;
       if (!answer.ok) one("problem").textContent = `${said.error ?? ""} ${said.remedy ?? ""}`;
+      const begun = answer.ok && form.id === "scan-begin";
+      if (begun || form.id === "scan-end") {
+        one("begin").hidden = begun;
+        one("end").hidden = !begun;
+      }
       await refresh();
-      if (form.id === "scan-begin") one("end").querySelector("button").focus();
+      if (begun) one("end").querySelector("button").focus();
       else document.querySelector("#scan-takes .take button")?.focus();
     } finally {
       button.disabled = false;
