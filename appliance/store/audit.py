@@ -76,7 +76,7 @@ def judge(
     witness: Callable[[str], str],
     public: Collection[bytes] | None,
 ) -> Verdict:
-    """The verdict on a whole log: chain, end, checkpoints. ``witness`` of the box's key; ``public``: the keys it signed with."""
+    """The verdict on a whole log. ``witness``: that of the box's key; ``public``: the keys that it signed with."""
     broken = first_broken(rows)
     if broken is not None:
         return Verdict(len(rows), broken, f"entry {broken} was changed, removed or put between")

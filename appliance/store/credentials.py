@@ -91,7 +91,7 @@ def identity_of(state: Path, key: BoxKey) -> Identity | None:
         certificate = x509.load_pem_x509_certificate((folder / _CERTIFICATE).read_bytes())
         former = _former(state, key)
         own = KeySigner(key.unseal((folder / _SIGNING).read_bytes(), _SEALED))
-    except (OSError, ValueError, Damaged) as error:
+    except (OSError, ValueError, msgspec.MsgspecError, Damaged) as error:
         raise IdentityError(f"{folder}: can't be read ({error}); enrol this box again: bedside enrol") from error
     return Identity(
         device=hub.device,

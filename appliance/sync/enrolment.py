@@ -86,7 +86,7 @@ def take_answer(config: Config, path: Path) -> Enrolled:
     try:
         sealed = (config.state / FOLDER / _PENDING).read_bytes()
         pending = msgspec.json.decode(open_key(config.state, RealFiles()).unseal(sealed, _SEALED), type=_Pending)
-    except (OSError, ValueError, Damaged) as error:
+    except (OSError, msgspec.MsgspecError, Damaged) as error:
         raise EnrolmentError(
             "this box asked for nothing; ask first: bedside enrol --offline FOLDER --code CODE"
         ) from error
@@ -102,7 +102,7 @@ def _pending(config: Config, code: Code) -> _Pending:
         found = msgspec.json.decode(key.unseal(path.read_bytes(), _SEALED), type=_Pending)
         if found.code == code.text and found.device == device:
             return found
-    except (OSError, ValueError, Damaged):
+    except (OSError, msgspec.MsgspecError, Damaged):
         pass  # none, or of another time: it is made anew
     made = _Pending(
         code.text,
