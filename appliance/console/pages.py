@@ -45,7 +45,18 @@ def _home(site: Site, request: Request) -> Response:
     lines = site.lines(limit + 1)
     more = min(limit * 2, api.MOST) if len(lines) > limit and limit < api.MOST else 0
     lines = lines[:limit]
-    return site.page(request, "captures.html", lines=lines, attention=needing_attention(lines), more=more)
+    attention = needing_attention(lines)
+    unseen = [line for line in lines if line.human == "none" and line.level != "reading"]
+    only_unseen = request.query_params.get("shown") == "unseen"
+    return site.page(
+        request,
+        "captures.html",
+        lines=unseen if only_unseen else lines,
+        attention=attention,
+        unseen=len(unseen),
+        only_unseen=only_unseen,
+        more=0 if only_unseen else more,
+    )
 
 
 def _add(site: Site, request: Request) -> Response:

@@ -86,10 +86,8 @@ def _patients(site: Site, request: Request) -> Response:
     return site.page(request, "patients.html", cards=cards, planned=planned, waiting=waiting, worklist=answer)
 
 
-def _new(site: Site, request: Request, notice: str = "", taken: Taken | None = None, status: int = 200) -> Response:
-    capture_id = request.query_params.get("capture", "")
-    said = site.whole(capture_id).entry.capture.patient if capture_id else Patient()
-    return _form(site, request, said, notice, taken, status, capture=capture_id)
+def _new(site: Site, request: Request) -> Response:
+    return _form(site, request, Patient(), capture=request.query_params.get("capture", ""))
 
 
 def _form(
@@ -103,12 +101,14 @@ def _form(
     capture: str = "",
     visit: Visit | None = None,
 ) -> Response:
+    said = site.whole(capture).entry.capture.patient if capture else Patient()
     band = next((name for name, one in BANDS.items() if (one.low, one.high) == _range(patient)), "")
     return site.page(
         request,
         "patient.html",
         status,
         patient=patient,
+        said=said if said.sex and said.age_years is not None and (said.id or said.name) else None,
         bands=BANDS,
         band=band,
         notice_text=notice,

@@ -96,6 +96,17 @@ def test_a_critical_capture_calls_until_a_human_has_noted_it(world: World) -> No
     assert "A radiologist has taken note" in row(page(world, "/"), capture)
 
 
+def test_who_still_has_not_been_seen_is_one_tap_away(world: World) -> None:
+    seen, unseen = world.keep(png(shade=41)), world.keep(png(shade=42))
+    for capture in (seen, unseen):
+        world.read(capture, triage=Triage.ROUTINE)
+    world.review(seen)
+    assert "not yet seen by a radiologist" in page(world, "/")
+    text = page(world, "/?shown=unseen")
+    assert row(text, unseen)
+    assert f"/captures/{seen}" not in text
+
+
 def test_an_escalated_capture_calls_until_it_is_reviewed(world: World) -> None:
     capture = world.keep(png(shade=5))
     world.read(capture, triage=Triage.URGENT)
