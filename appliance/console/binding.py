@@ -151,7 +151,7 @@ def attach(
 def ticket(store: Store, who: Who, confirmation: Confirmation) -> str:
     """Confirm a visit for captures to come: the ticket for pages that take them. Raises ``Changed`` or ``Unsure``."""
     visit = _checked(store, None, who, "", confirmation).visit
-    fields = (visit.id, str(visit.known.revision), "+".join(_sure(confirmation)))
+    fields = (visit.id, str(visit.known.revision), "~".join(_sure(confirmation)))
     return ".".join((*fields, _stamp(store, who, visit, fields)))
 
 
@@ -161,7 +161,7 @@ def held(store: Store, who: Who, text: str, now: Callable[[], Moment]) -> Held |
     visit = store.patients.visit(fields[0]) if len(fields) == 3 else None
     if visit is None or not hmac.compare_digest(stamp.encode(), _stamp(store, who, visit, fields).encode()):
         return None
-    confirmed = cast("list[Identifier]", fields[2].split("+"))
+    confirmed = cast("list[Identifier]", fields[2].split("~"))
     if fields[1] != str(visit.known.revision) or not visit.is_open:
         return None
 
