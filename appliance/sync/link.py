@@ -26,7 +26,7 @@ from appliance.protocol.topics import DOWN, UP, Address, TopicError, parse
 from appliance.records import Moment
 from appliance.store.credentials import Identity, reached, why_not
 from appliance.sync.certificates import tls_context
-from appliance.sync.signing import Signatures
+from appliance.sync.signing import PROOF_BYTES, Signatures
 from appliance.sync.uplink import Uplink
 
 if TYPE_CHECKING:
@@ -243,6 +243,7 @@ class Link:
         if problem := why_not(self._config, identity):
             raise ConnectionRefusedError(problem)
         config, self._signatures = reached(self._config, identity), Signatures(identity)
+        self._uplink.proof_bytes = PROOF_BYTES if identity is not None else 0
         self._waker = self._waker or Waker()
         name = f"bedside-{self._address.site}-{self._address.device}"
         client = Session(name, self._on_published, self._waker)

@@ -12,6 +12,8 @@ from collections import OrderedDict
 from appliance.protocol.signing import Properties, is_proven, key_id, proof, proof_of, statement
 from appliance.store.credentials import Identity
 
+PROOF_BYTES = 109
+"""Of the two user properties on the wire (MQTT 5, 2.2.2)."""
 _REMEMBERED = 64
 
 

@@ -87,6 +87,8 @@ class Uplink:
         self._offsets_at = 0.0
         self._spent = (self._day(), usage.of_day(store.journal, self._day()))
         self._furthest: dict[str, int] = {}
+        self.proof_bytes = 0
+        """What the link adds to each message to prove whose it is: it is paid for too."""
         self.sent_bytes = 0
         self.sent_again_bytes = 0
         self.sent_messages = 0
@@ -322,7 +324,7 @@ class Uplink:
         content_type: str = "application/json",
         header: Sequence[tuple[str, str]] = (),
     ) -> bool:
-        token, size = next(self._tokens), len(payload) + overhead
+        token, size = next(self._tokens), len(payload) + overhead + self.proof_bytes
         self._pacing.sent(token, size, now)
         if self._wire is None or not self._wire.publish(leaf, payload, token, content_type, header):
             self._wire = None

@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.protocol.signing import KeySigner, Proof, proof, proof_of, statement
+from appliance.sync.signing import PROOF_BYTES
 
 TOPIC = "bedside/v1/clinic-a/box-1/up/result"
 
@@ -21,6 +22,11 @@ def test_a_message_is_signed_as_the_protocol_says() -> None:
     assert base64.urlsafe_b64decode(found["s"] + "==") == own.sign(text)
     digest = hashlib.sha256(own.public_key().public_bytes_raw()).digest()
     assert found["i"] == base64.urlsafe_b64encode(digest[:8]).rstrip(b"=").decode()
+
+
+def test_the_bytes_of_a_proof_are_those_that_the_budget_counts() -> None:
+    found = proof(KeySigner(bytes(32)), statement(TOPIC, b"payload"))
+    assert sum(1 + 2 + len(name) + 2 + len(value) for name, value in found) == PROOF_BYTES
 
 
 def test_a_chunk_is_signed_by_what_it_shares_with_the_others() -> None:
