@@ -18,6 +18,8 @@ from appliance.console.context import StatusView
 from appliance.console.phrases import Phrases, Tile
 from appliance.console.words import LOCALES, Words, choose, languages, read_catalogue, words
 from appliance.records import Measure, Modality, Patient, Triage
+from appliance.store.people import Role
+from appliance.store.worklist import ScheduledStep
 from tests.console_world import World, finding, png, wav
 
 if sys.version_info >= (3, 11):
@@ -88,6 +90,70 @@ def test_no_page_in_any_state_says_a_word_past_the_catalogue(world: World) -> No
         for path in ("/", "/?limit=2", "/add", "/captures/none", *(f"/captures/{one}" for one in answers)):
             left = [word for word in untranslated(world.client.get(path).text) if word not in data_words]
             assert not left, (path, left)
+
+
+def test_no_page_about_patients_or_people_says_a_word_past_the_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.console.site.words", Marked)
+    world = World(tmp_path, sign_in="on")
+    try:
+        world.client.headers["origin"] = world.url
+        before = untranslated(world.client.get("/setup").text)
+        person = world.store.people.enter("DATA", Role.ADMINISTRATOR, "480615")
+        signed_out = untranslated(world.client.get("/sign-in").text)
+        world.client.post("/sign-in", data={"person": person.id, "pin": "480615"})
+        entry = {"sex": "F", "band": "adult", "number": "DATA", "name": "DATA"}
+        visit = world.client.post("/api/patients", json=entry).json()["id"]
+        other = Patient(id="DATA-9", name="DATA^X", sex="M", age_years=70.0, birth_date="19500101")
+        capture, attached = world.keep(png(shade=1), patient=other), world.keep(png(shade=2))
+        for film in (capture, attached):
+            world.read(film, advice="DATA", findings=(finding("DATA", 0.9),))
+        step = ScheduledStep(patient=other, procedure="DATA", time="101500")
+        now = world.clock.now()
+        world.store.journal.write(lambda tx: world.store.worklist.replace(tx, [step], now))
+        world.store.journal.write(lambda tx: world.store.worklist.failed(tx, "DATA"))
+        offer = world.client.get(f"/api/visits/{visit}/offer", params={"capture": attached}).json()
+        body = {"visit": visit, "seal": offer["seal"], "confirmed": ["number", "name"]}
+        assert world.client.post(f"/api/captures/{attached}/attach", json=body).status_code == 200
+        paths = [
+            "/patients",
+            "/patients/new",
+            f"/patients/new?capture={capture}",
+            f"/visits/{visit}",
+            "/people",
+            "/pin",
+        ]
+        paths += [f"/visits/{visit}/patient", f"/visits/{visit}/begin/add", f"/captures/{attached}", "/?shown=unseen"]
+        paths += [f"/captures/{capture}/attach", f"/captures/{capture}/attach/{visit}", "/add?ticket=x"]
+        forms = [("/patients", entry), ("/patients", {**entry, "sex": ""}), ("/pin", {"pin": "1", "again": "2"})]
+        forms += [("/people", {"name": "DATA", "pin": "1"}), ("/tokens", {"label": "DATA"})]
+        forms += [
+            (f"/captures/{capture}/attach/{visit}", {"seal": "x"}),
+            (f"/captures/{capture}/detach", {"seen": "5"}),
+        ]
+        texts = [world.client.get(path).text for path in paths] + [
+            world.client.post(path, data=form).text for path, form in forms
+        ]
+        known = {
+            "DATA",
+            "bedside",
+            "console",
+            "code",
+            "new",
+            "UTC",
+            "chest",
+            "xray",
+            "onnxruntime",
+            "int",
+            "image",
+            "png",
+        }
+        known |= {"CPUExecutionProvider", "api", "listening", "on", "port", "as", "BEDSIDE", "DICOM"}
+        left = [word for text in texts for word in untranslated(re.sub(r"bt_[\w-]{43}|\b[0-9a-f]{32}\b", "", text))]
+        assert not [word for word in (*left, *before, *signed_out) if word not in known]
+    finally:
+        world.close()
 
 
 def statuses(view: StatusView) -> list[StatusView]:
