@@ -210,7 +210,8 @@ def _show(programs: Programs, summary: Summary) -> None:
         table.add_row(name.replace("_", " "), f"{value:,}")
     say.print()
     say.print(table)
-    say.print(f"bedside console  {programs.bedside_url}\nhub worklist     {programs.hub_url}")
+    say.print(f"bedside console  {programs.bedside_url}  (no sign-in in this demonstration, on this machine only)")
+    say.print(f"hub worklist     {programs.hub_url}")
     say.print("Advice for a health worker, not a diagnosis.")
 
 
