@@ -22,14 +22,15 @@ from appliance.protocol.messages import Checkpoint, Command, Receipt, ReceiptIte
 from appliance.protocol.signing import KeySigner, key_id, proof, statement
 from appliance.protocol.topics import Address
 from appliance.records import Moment
-from appliance.store.credentials import Identity, identity_of, why_not
+from appliance.store import checkpoints
+from appliance.store.credentials import Identity, IdentityError, identity_of, why_not
 from appliance.store.keys import BoxKey
 from appliance.sync.enrolment import take_answer, write_request
 from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
 from appliance.sync.renewal import ASK_EVERY, Renewals
 from appliance.sync.signing import Signatures
-from appliance.sync.standing import Standing
+from appliance.sync.standing import CHECKPOINT_EVERY, Standing
 from appliance.sync.uplink import Uplink
 from hub import tables
 from hub.arrivals import Incoming
@@ -406,6 +407,33 @@ def test_an_answer_that_was_not_asked_for_changes_no_certificate(tmp_path: Path,
         renewals.taken(payload)
     assert identity.chain.read_bytes() == held
     assert renewals.identity() == identity or renewals.identity().hub_keys == identity.hub_keys  # type: ignore[union-attr]
+
+
+def test_checkpoints_are_made_once_an_hour_or_after_many_entries_and_only_by_an_enrolled_box(
+    tmp_path: Path, hub: Hub
+) -> None:
+    store, elapsed = open_store(tmp_path / "box"), [0.0]
+    standing = Standing(store, HERE, lambda *_: None, lambda *_: None, monotonic=lambda: elapsed[0])
+
+    def made(seconds: float) -> int:
+        elapsed[0] += seconds
+        standing.tend()
+        return len(store.journal.all("SELECT 1 FROM checkpoint"))
+
+    assert made(60) == 0, "nobody could sign it"
+    hub.enrol(tmp_path / "box", HERE)
+    assert made(60) == 1
+    store.note("kept", "one")
+    assert made(60) == 1
+    assert made(CHECKPOINT_EVERY) == 2
+    assert made(CHECKPOINT_EVERY) == 2, "nothing new"
+    for number in range(checkpoints.EVERY):
+        store.note("kept", str(number))
+    assert made(60) == 3
+    renamed = Standing(store, THERE, lambda *_: None, lambda *_: None, monotonic=lambda: elapsed[0])
+    with pytest.raises(IdentityError, match=r"enrolled as clinic-a/box-1 and configured as clinic-a/box-2"):
+        renamed.identity()
+    store.close()
 
 
 def test_an_old_receipt_said_again_does_not_put_the_clock_back(tmp_path: Path) -> None:
