@@ -15,6 +15,7 @@ import typer
 
 from hub import config as configuration
 from hub.cli_authority import broker, ca_app, checkpoints
+from hub.cli_people import token_app, user_app
 from hub.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 
 app.add_typer(ca_app, name="ca")
+app.add_typer(user_app, name="user")
+app.add_typer(token_app, name="token")
 app.command()(broker)
 app.command()(checkpoints)
 
@@ -100,7 +103,7 @@ def password(
         typer.Option("--password", prompt=True, hide_input=True, confirmation_prompt=True, envvar="BEDSIDE_PASSWORD"),
     ],
 ) -> None:
-    """Print the line for web.users_file that lets NAME sign in: append it to that file."""
+    """Print the line for web.users_file that lets NAME sign in as a reader: append it to that file."""
     from hub.users import UsersError, line
 
     try:

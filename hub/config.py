@@ -120,8 +120,13 @@ class WebConfig(Section, frozen=True, kw_only=True):
     address: Annotated[str, field("Address to listen on")] = "127.0.0.1"
     port: Annotated[Port, field("Port to listen on")] = 8090
     users_file: Annotated[
-        str, field("File of who may sign in (lines made by: bedside-hub password NAME); empty only on loopback")
+        str, field("File of further readers (lines made by: bedside-hub password NAME), beside bedside-hub user add")
     ] = ""
+    idle: Annotated[
+        float, field("A session that nobody used for so long asks for the password again", "minutes", ge=1, le=480)
+    ] = 15.0
+    proxy: Annotated[bool, field("A proxy in front speaks TLS; only then may a wider address go without one")] = False
+    models: Annotated[str, field("Folder of the model bundles whose cards are shown; empty means those shipped")] = ""
     certificate_file: Annotated[str, field("PEM file of the web server's certificate; empty for none")] = ""
     key_file: Annotated[str, field("PEM file of the web server's private key; empty for none")] = ""
     allowed_hosts: Annotated[
@@ -191,10 +196,10 @@ def _cross_check(config: Config, name: str) -> None:
         raise ConfigError(f"{name}: outbox.retry_to: less than outbox.retry_from; make it at least as long")
     if list(config.escalation.critical_after) != sorted(set(config.escalation.critical_after)):
         raise ConfigError(f"{name}: escalation.critical_after: must rise from step to step, like [15, 30, 60]")
-    if web.enabled and not web.users_file and not is_loopback(web.address):
+    if web.enabled and not web.certificate_file and not web.proxy and not is_loopback(web.address):
         raise ConfigError(
-            f"{name}: web.users_file: empty while web.address ({web.address}) is not loopback: anybody could read and "
-            "review cases; make one with: bedside-hub password NAME >> FILE"
+            f"{name}: web.certificate_file: empty while web.address ({web.address}) is not loopback: passwords would go in "
+            "clear; make one with: bedside-hub ca server, or set web.proxy = true where a proxy speaks TLS"
         )
 
 

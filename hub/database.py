@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Table, event, exc
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hub import tables
+from hub.patients import fill_patients
 
 Insert = sqlite.Insert | postgresql.Insert
 
@@ -46,6 +47,10 @@ def _version_4(connection: Connection) -> None:
     connection.exec_driver_sql("DROP INDEX IF EXISTS transfer_state")  # made again with the time of the change
     tables.metadata.create_all(connection)
     connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS transfer_state ON transfer (state, changed_ms)")
+    if "patient" not in {column["name"] for column in sqlalchemy.inspect(connection).get_columns("capture")}:
+        connection.exec_driver_sql("ALTER TABLE capture ADD COLUMN patient VARCHAR(32) NOT NULL DEFAULT ''")
+        fill_patients(connection)
+    connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS capture_patient ON capture (patient)")
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1, _version_2, _version_3, _version_4)

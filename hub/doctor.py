@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from sqlalchemy import exc
 
-from hub.config import Config
+from hub.config import Config, is_loopback
 from hub.database import MIGRATIONS, Database, DatabaseError
+from hub.people import People
 from hub.users import Users, UsersError
 
 
@@ -89,5 +90,18 @@ def _web(config: Config) -> Point:
             Users(Path(config.web.users_file))
         except UsersError as error:
             return Point("web", False, str(error))
-    who = "signing in" if config.web.users_file else "no sign-in, this machine only"
-    return Point("web", True, f"{config.web.address}:{config.web.port}, {who}")
+    where = f"{config.web.address}:{config.web.port}"
+    if config.web.users_file or _anybody(config.database_url):
+        return Point("web", True, f"{where}, signing in")
+    if is_loopback(config.web.address):
+        return Point("web", True, f"{where}, no sign-in, this machine only")
+    return Point("web", False, f"{where}: nobody may sign in yet; bedside-hub user add NAME --role administrator")
+
+
+def _anybody(url: str) -> bool:
+    if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
+        return False
+    try:
+        return People(Database(url)).needed()
+    except (DatabaseError, exc.SQLAlchemyError, OSError):
+        return False  # the point "database" says what is wrong

@@ -17,6 +17,7 @@ from appliance.protocol.messages import Result
 from hub import tables
 from hub.arrivals import Rejected, Reply, ResultArrival
 from hub.database import Database, Prepared
+from hub.patients import patient_key
 
 MOST_ASIDE = 100
 """Results kept aside for one device and not yet seen by anybody; more are only counted, or a flood would fill the disk."""
@@ -26,7 +27,7 @@ _TRUSTED_S = 3600.0
 _RESULT_COLUMNS = ("id", "capture_id", "device", "sha256", "revision", "received_ms", "payload")
 _CAPTURE_COLUMNS = (
     *("id", "device", "result_id", "revision", "sequence", "modality", "status", "rank"),
-    *("received_ms", "since_ms", "waiting_ms", "changed_ms", "open", "escalation"),
+    *("received_ms", "since_ms", "waiting_ms", "changed_ms", "open", "escalation", "patient"),
 )
 _capture, _result = tables.capture.c, tables.result.c
 _OWNERS = select(_capture.id, _capture.device).where(_capture.id.in_(bindparam("ids", expanding=True)))
@@ -127,6 +128,7 @@ def _capture_row(arrival: ResultArrival, now_ms: int) -> dict[str, Any]:
         "changed_ms": now_ms,
         "open": True,
         "escalation": 0,
+        "patient": patient_key(arrival.address.key, message.capture.patient),
     }
 
 
@@ -160,6 +162,7 @@ def _upsert(database: Database) -> Any:
             "sequence": new.sequence,
             "status": new.status,
             "modality": new.modality,
+            "patient": new.patient,
             "rank": new["rank"],
             "changed_ms": new.changed_ms,
             "since_ms": case((worse, new.since_ms), else_=_capture.since_ms),

@@ -23,13 +23,15 @@ from starlette.routing import Route
 
 from hub.authority import AuthorityError
 from hub.blobs import BlobStore
-from hub.config import Config, LogConfig
+from hub.config import Config, LogConfig, is_loopback
 from hub.database import Database, DatabaseError
 from hub.downlink import Downlink
 from hub.enrolment import Enrolments
 from hub.identity import make_enrolments, make_voice
 from hub.ingest import Worker, shared_filters, status_filters
+from hub.people import People
 from hub.receive import Receiver
+from hub.sessions import Sessions
 from hub.transfers import TransferStore
 from hub.trust import Trust, Voice
 from hub.users import Users, UsersError
@@ -190,6 +192,29 @@ def run_hub(config: Config) -> None:
     database.close()
 
 
+def make_site(config: Config, database: Database, blobs: BlobStore, nudge: Callable[[], None]) -> Site:
+    """What the pages lean on; raises ``ServiceError`` where others could come in and nobody may sign in yet."""
+    web = config.web
+    try:
+        people = People(database, Users(Path(web.users_file)) if web.users_file else None)
+    except UsersError as error:
+        raise ServiceError(f"web.users_file: {error}") from error
+    if not is_loopback(web.address) and not people.needed():
+        raise ServiceError(
+            f"web.address ({web.address}) is not loopback and nobody may sign in yet, so anybody could read and review cases; "
+            "add the first person with: bedside-hub user add NAME --role administrator"
+        )
+    return Site(
+        database,
+        blobs,
+        people,
+        nudge,
+        sessions=Sessions(database, people, idle_ms=int(web.idle * 60_000)),
+        secure=bool(web.certificate_file) or web.proxy,
+        models=Path(web.models) if web.models else None,
+    )
+
+
 Part = tuple[Callable[[], None], Callable[[], None]]
 """How a part is run (it blocks) and how it is told to end."""
 
@@ -198,11 +223,7 @@ def _web(config: Config, database: Database, blobs: BlobStore, nudge: Callable[[
     import uvicorn
 
     web = config.web
-    try:
-        users = Users(Path(web.users_file)) if web.users_file else None
-    except UsersError as error:
-        raise ServiceError(f"web.users_file: {error}") from error
-    site = Site(database, blobs, users, nudge)
+    site = make_site(config, database, blobs, nudge)
     app = make_app(site, host_names(config), _doors(config, database))
     settings = uvicorn.Config(
         app,

@@ -1,6 +1,6 @@
 """The hub's tables, for SQLite and PostgreSQL alike.
 
-What this module keeps true: every row of ``result`` and ``review`` is written once and never changed; what changes
+What this module keeps true: every row of ``result``, ``review`` and ``report`` is written once and never changed; what changes
 (``capture``, ``transfer``, ``outbox``, ``device``) is derived from them or is a state with a named set of values. Times
 are milliseconds since 1970 in UTC by the hub's own clock, in columns that end in ``_ms``; the boxes' times stay inside
 the payloads, with their uncertainty.
@@ -66,9 +66,11 @@ capture = Table(
     Column("escalation", Integer, nullable=False, default=0, comment="how often it was raised again"),
     Column("review_id", String(64), nullable=True, comment="the last review"),
     Column("decision", String(16), nullable=True),
+    Column("patient", String(32), nullable=False, server_default="", comment="whose, at one site (encounters.py)"),
     Index("capture_worklist", "open", "rank", "waiting_ms"),
     Index("capture_changes", "open", "changed_ms"),
     Index("capture_device", "device"),
+    Index("capture_patient", "patient"),
 )
 
 result = Table(
@@ -236,4 +238,72 @@ audit_event = Table(
     Column("subject", String(128), nullable=False),
     Column("detail", Text, nullable=False, default=""),
     Index("audit_subject", "subject"),
+)
+
+person = Table(
+    "person",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("roles", String(64), nullable=False, comment="viewer, reader, administrator; with commas"),
+    Column("hash", Text, nullable=False, comment="argon2id"),
+    Column(
+        "line", String(64), nullable=False, comment="SHA-256 of their line of the users file; empty: not from there"
+    ),
+    Column("active", Boolean, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("changed_ms", BigInteger, nullable=False),
+)
+
+throttle = Table(
+    "throttle",
+    metadata,
+    Column("subject", String(64), primary_key=True, comment="name or address, hashed"),
+    Column("failures", Integer, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+    Column("changed_ms", BigInteger, nullable=False),
+)
+
+web_session = Table(
+    "web_session",
+    metadata,
+    Column("id", String(64), primary_key=True, comment="SHA-256 of the cookie"),
+    Column("name", String(64), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False, comment="somebody did something"),
+    Column("locked", Boolean, nullable=False),
+)
+
+api_token = Table(
+    "api_token",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("label", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("used_ms", BigInteger, nullable=True),
+    Column("ended_ms", BigInteger, nullable=True),
+)
+
+draft = Table(
+    "draft",
+    metadata,
+    Column("capture_id", String(32), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("author", String(128), nullable=False),
+    Column("changed_ms", BigInteger, nullable=False),
+)
+
+report = Table(
+    "report",
+    metadata,
+    Column("id", String(64), primary_key=True, comment="the review that took it to the bedside"),
+    Column("capture_id", String(32), nullable=False),
+    Column("number", Integer, nullable=False, comment="0 the report, 1 and on its addenda"),
+    Column("result_id", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("signer", String(128), nullable=False),
+    Column("signed_ms", BigInteger, nullable=False),
+    Index("report_capture", "capture_id", "number", unique=True),
 )

@@ -21,9 +21,11 @@ from starlette.routing import Route
 from appliance.protocol.messages import ReviewMessage
 from hub import cases, outbox, reviews, tables
 from hub.cases import Case, CaseNotFound, CaseSummary, DeviceSummary, Shown
+from hub.people import Role
 from hub.render import Picture, RenderError
 from hub.reviews import ReviewRefused, ReviewRequest
 from hub.web import openapi, pictures
+from hub.web.access import READ, VIEW, route
 from hub.web.site import Site, person, site
 
 MAXIMUM_BODY = 64 * 1024
@@ -92,6 +94,7 @@ class Endpoint(NamedTuple):
     returns: Any
     body: Any = None
     query: tuple[tuple[str, Any, str], ...] = ()
+    allowed: frozenset[Role] = VIEW
 
 
 def list_cases(call: Call) -> Cases:
@@ -229,10 +232,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/api/cases/{id}/image", get_image, "The picture, 8 bit", "image/*"),
     Endpoint("GET", "/api/cases/{id}/pixels", get_pixels, "The picture, 16 bit grey", "application/octet-stream"),
     Endpoint("GET", "/api/cases/{id}/overlay", get_overlay, "The model's activation map", "image/png"),
-    Endpoint("POST", "/api/cases/{id}/review", post_review, "Review the case", ReviewMessage, ReviewRequest),
-    Endpoint("POST", "/api/cases/{id}/acknowledge", post_acknowledge, "Take note of the case", Held, Who),
-    Endpoint("POST", "/api/cases/{id}/claim", post_claim, "Claim the case", Held, Who),
-    Endpoint("POST", "/api/cases/{id}/release", post_release, "Give the case back to all", Held, Who),
+    Endpoint(
+        "POST", "/api/cases/{id}/review", post_review, "Review the case", ReviewMessage, ReviewRequest, allowed=READ
+    ),
+    Endpoint("POST", "/api/cases/{id}/acknowledge", post_acknowledge, "Take note of the case", Held, Who, allowed=READ),
+    Endpoint("POST", "/api/cases/{id}/claim", post_claim, "Claim the case", Held, Who, allowed=READ),
+    Endpoint("POST", "/api/cases/{id}/release", post_release, "Give the case back to all", Held, Who, allowed=READ),
     Endpoint("GET", "/api/blobs/{sha256}", get_blob, "An image or recording as transferred", "*/*"),
     Endpoint("GET", "/api/devices", list_devices, "The bedside boxes", list[DeviceSummary]),
     Endpoint("GET", "/api/health", get_health, "The hub in numbers", Health),
@@ -242,7 +247,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
 def routes() -> list[Route]:
     """The table as Starlette routes."""
-    return [Route(e.path, _serve(e), methods=[e.method], name=e.function.__name__) for e in ENDPOINTS]
+    return [route(e.path, _serve(e), e.allowed, methods=[e.method], name=e.function.__name__) for e in ENDPOINTS]
 
 
 def _serve(endpoint: Endpoint) -> Callable[[Request], Any]:

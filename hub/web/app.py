@@ -12,7 +12,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from hub.config import Config
-from hub.web import api, live, pages
+from hub.web import api, live, pages, service, ways_in
+from hub.web.access import ANYBODY, VIEW, allow, checked, route
 from hub.web.security import Guard
 from hub.web.site import Site
 
@@ -23,16 +24,14 @@ def make_app(
     site: Site, hosts: Sequence[str] = ("127.0.0.1", "localhost", "::1"), doors: Sequence[Route] = ()
 ) -> Starlette:
     """The ASGI application; ``hosts``: the names under which it may be reached, ``doors``: routes without signing in."""
+    static = Mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
+    for one in (*doors, static):
+        allow(one, ANYBODY)
+    routes = [*pages.ROUTES, *ways_in.ROUTES, *service.ROUTES, *api.routes()]
     app = Starlette(
-        routes=[
-            *pages.ROUTES,
-            *api.routes(),
-            *doors,
-            Route("/events", live.events, name="events"),
-            Mount("/static", StaticFiles(directory=_HERE / "static"), name="static"),
-        ],
+        routes=checked([*routes, *doors, route("/events", live.events, VIEW), static]),
         middleware=[
-            Middleware(Guard, site=site, hosts=hosts, doors=[one.path for one in doors]),
+            Middleware(Guard, site=site, hosts=hosts),
             Middleware(GZipMiddleware, minimum_size=1024),
         ],
         exception_handlers=pages.EXCEPTION_HANDLERS,

@@ -14,6 +14,13 @@ Limit = Annotated[int, Meta(ge=1, le=1000)]
 """How many lines a list may have."""
 
 
+_SCHEMES = {
+    "basic": {"type": "http", "scheme": "basic"},
+    "token": {"type": "http", "scheme": "bearer"},
+    "session": {"type": "apiKey", "in": "cookie", "name": "hub-session"},
+}
+
+
 def document(endpoints: Iterable[Any], fault: Any) -> dict[str, Any]:
     """The document; ``endpoints`` as in ``hub.web.api``, ``fault`` the type of every error's body."""
     table = list(endpoints)
@@ -33,6 +40,7 @@ def document(endpoints: Iterable[Any], fault: Any) -> dict[str, Any]:
             "operationId": endpoint.function.__name__,
             "summary": endpoint.summary,
             "description": endpoint.function.__doc__ or "",
+            "x-roles": sorted(role.value for role in endpoint.allowed),
             "parameters": [
                 *(
                     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -60,8 +68,8 @@ def document(endpoints: Iterable[Any], fault: Any) -> dict[str, Any]:
             "description": "Cases by urgency, their results and reviews. Results are advice for a human, not a diagnosis.",
         },
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}}},
-        "security": [{}, {"basic": []}],
+        "components": {"schemas": components, "securitySchemes": _SCHEMES},
+        "security": [{}, {"basic": []}, {"token": []}, {"session": []}],
     }
 
 

@@ -1,80 +1,31 @@
-"""The pages: worklist, case, boxes. Rendered on the server; they work without JavaScript, which only makes them quicker.
+"""The pages of the readers: worklist and case. Rendered on the server; they work without JavaScript, only less quickly.
 
-What this module keeps true: every value from the wire passes Jinja2's escaping; a GET changes nothing; a POST answers
+What this module keeps true: a GET changes nothing; a POST answers
 with a redirect, so that reloading repeats nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import jinja2
 import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.responses import RedirectResponse, Response
 
 from appliance.protocol.messages import FindingPart
 from hub import cases, reviews
 from hub.cases import CaseNotFound
 from hub.reviews import ReviewRefused, ReviewRequest
+from hub.web.access import READ, VIEW, route
 from hub.web.api import ApiError, read_body
 from hub.web.pictures import Shown
+from hub.web.rendering import page
 from hub.web.security import remember_name
 from hub.web.site import person, site
-
-_ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_MODALITIES = {
-    "chest-xray": "Chest X-ray",
-    "lung-ultrasound": "Lung ultrasound",
-    "heart-sound": "Heart sound",
-    "lung-sound": "Lung sound",
-    "other": "Other",
-}
-
-
-def waiting(seconds: float) -> str:
-    """A time span for people: ``8 min``, ``2 h 05 min``, ``3 days``."""
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // (24 * 60)} days"
-
-
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    amount = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"
-
-
-def seen(finding: FindingPart) -> str:
-    """A finding's answer in words."""
-    return "likely present" if finding.positive else "not seen"
-
-
-_ENVIRONMENT.filters.update(waiting=waiting, size=size, seen=seen, modality=lambda m: _MODALITIES.get(str(m), str(m)))
-
-
-def _page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
-    values.update(person=person(request), signs_in=site(request).users is not None, path=request.url.path)
-    return HTMLResponse(_ENVIRONMENT.get_template(template).render(values), status_code=status)
 
 
 def worklist(request: Request) -> Response:
@@ -86,7 +37,7 @@ def worklist(request: Request) -> Response:
         lines = cases.worklist(connection, of.clock_ms(), shown=shown, device=device)
         totals = cases.totals(connection, of.clock_ms())
     template = "_lines.html" if "fragment" in request.query_params else "worklist.html"
-    return _page(request, template, lines=lines, totals=totals, shown=shown, device=device)
+    return page(request, template, lines=lines, totals=totals, shown=shown, device=device)
 
 
 def case(request: Request) -> Response:
@@ -98,7 +49,7 @@ def _case(request: Request, capture_id: str, status: int = 200, problem: str = "
     of = site(request)
     with of.database.read() as connection:
         found = cases.case(connection, capture_id, of.clock_ms())
-    return _page(
+    return page(
         request,
         "case.html",
         status,
@@ -109,23 +60,6 @@ def _case(request: Request, capture_id: str, status: int = 200, problem: str = "
         problem=problem,
         previous=found.reviews[0].review.id if found.reviews else "",
     )
-
-
-def devices(request: Request) -> Response:
-    """``/devices``."""
-    of = site(request)
-    with of.database.read() as connection:
-        found = cases.devices(connection)
-    return _page(request, "devices.html", devices=found)
-
-
-async def who(request: Request) -> Response:
-    """``POST /who``: where nobody signs in, the browser is told its reader's name."""
-    async with request.form(max_fields=4, max_files=0) as form:
-        name, back = str(form.get("name", "")).strip()[:128], str(form.get("back", "/"))
-    response = RedirectResponse(back if back.startswith("/") and not back.startswith("//") else "/", 303)
-    remember_name(response, name)
-    return response
 
 
 async def review(request: Request) -> Response:
@@ -148,7 +82,7 @@ def _review(request: Request, form: dict[str, str]) -> Response:
         return _case(request, capture_id, 409, f"Not taken: {error}.")
     of.nudge()
     response = RedirectResponse(f"/case/{capture_id}?sent", 303)
-    if of.users is None:
+    if not of.signs_in:
         remember_name(response, reviewer)
     return response
 
@@ -187,24 +121,24 @@ def _act(function: Callable[..., Any], *, takes_database: bool) -> Callable[[Req
 
 
 async def _not_found(request: Request, _: Exception) -> Response:
-    return _page(request, "error.html", 404, message="There is no such page or case here.")
+    return page(request, "error.html", 404, message="There is no such page or case here.")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else getattr(error, "status", 500)
     if status == 404:
         return await _not_found(request, error)
-    return _page(request, "error.html", status, message=str(getattr(error, "detail", error)))
+    return page(request, "error.html", status, message=str(getattr(error, "detail", error)))
 
 
 EXCEPTION_HANDLERS: dict[Any, Any] = {CaseNotFound: _not_found, HTTPException: _http_error, ApiError: _http_error}
-ROUTES = [
-    Route("/", worklist, name="worklist"),
-    Route("/case/{id}", case, name="case"),
-    Route("/case/{id}/review", review, methods=["POST"], name="review"),
-    Route("/case/{id}/claim", _act(reviews.claim, takes_database=True), methods=["POST"], name="claim"),
-    Route("/case/{id}/acknowledge", _act(reviews.acknowledge, takes_database=True), methods=["POST"], name="note"),
-    Route("/case/{id}/release", _act(reviews.release, takes_database=False), methods=["POST"], name="release"),
-    Route("/devices", devices, name="devices"),
-    Route("/who", who, methods=["POST"], name="who"),
+ROUTES: list[Any] = [
+    route("/", worklist, VIEW),
+    route("/case/{id}", case, VIEW),
+    route("/case/{id}/review", review, READ, methods=["POST"]),
+    route("/case/{id}/claim", _act(reviews.claim, takes_database=True), READ, methods=["POST"], name="claim"),
+    route(
+        "/case/{id}/acknowledge", _act(reviews.acknowledge, takes_database=True), READ, methods=["POST"], name="note"
+    ),
+    route("/case/{id}/release", _act(reviews.release, takes_database=False), READ, methods=["POST"], name="release"),
 ]

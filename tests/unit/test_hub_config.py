@@ -12,6 +12,7 @@ from hub import config as configuration
 from hub.cli import app
 from hub.config import Config, ConfigError, parse
 from hub.database import MIGRATIONS, Database, DatabaseError
+from hub.service import ServiceError, make_site, open_store
 
 
 def test_the_example_is_valid_and_holds_every_default():
@@ -29,7 +30,7 @@ def test_every_field_of_the_example_has_a_title():
         ("[wbe]\nport = 1", ["wbe", "did you mean 'web'"]),
         ("[web]\nport = 0", ["web.port", ">= 1", "default 8090"]),
         ('[web]\nport = "8090"', ["web.port", "int"]),
-        ('[web]\naddress = "0.0.0.0"', ["web.users_file", "bedside-hub password"]),
+        ('[web]\naddress = "0.0.0.0"', ["web.certificate_file", "bedside-hub ca server", "web.proxy"]),
         ('[database]\nurl = "mysql://x"', ["database.url", "postgresql+psycopg"]),
         ("[broker]\ntls = true", ["broker.ca_file", "PEM"]),
         ('[broker]\ncertificate_file = "x"', ["broker.certificate_file", "broker.key_file"]),
@@ -43,6 +44,14 @@ def test_a_fault_names_its_field_and_what_to_write_instead(text, words):
         parse(text, "hub.toml")
     for word in ["hub.toml", *words]:
         assert word in str(caught.value)
+
+
+def test_the_first_start_for_others_is_refused_until_somebody_may_sign_in(tmp_path):
+    settings = parse(f'[storage]\nstate = "{tmp_path}"\n[web]\naddress = "0.0.0.0"\nproxy = true')
+    database, blobs = open_store(settings)
+    with pytest.raises(ServiceError, match="bedside-hub user add"):
+        make_site(settings, database, blobs, lambda: None)
+    database.close()
 
 
 def run(*arguments):

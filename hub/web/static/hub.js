@@ -15,6 +15,24 @@
   };
   setInterval(runTimes, 15000);
 
+  // Where people sign in: a page nobody touches for the idle time locks itself; one that is used tells the hub so.
+  const idle = Number(document.body.dataset.idle || 0) * 1000;
+  if (idle) {
+    let last = Date.now(), told = last;
+    const used = () => {
+      last = Date.now();
+      if (last - told < Math.min(60000, idle / 4)) return;
+      told = last;
+      fetch("/here", { method: "POST" }).then((answer) => { if (answer.status === 401) location.reload(); });
+    };
+    for (const kind of ["pointerdown", "pointermove", "keydown", "wheel"]) addEventListener(kind, used, { passive: true });
+    setInterval(() => {
+      if (Date.now() - last < idle) return;
+      last = Date.now();
+      fetch("/lock", { method: "POST" }).finally(() => location.reload());
+    }, Math.min(5000, idle / 4));
+  }
+
   const list = document.getElementById("worklist");
   if (!list) return;
   const live = document.getElementById("live");
