@@ -17,6 +17,7 @@ from appliance.config import shipped_models
 from appliance.console.context import StatusView
 from appliance.console.phrases import Phrases, Tile
 from appliance.console.words import LOCALES, Words, choose, languages, read_catalogue, words
+from appliance.reading.quality import WORDS
 from appliance.records import Measure, Modality, Patient, Triage
 from appliance.store.people import Role
 from appliance.store.worklist import ScheduledStep
@@ -241,7 +242,7 @@ def texts() -> list[str]:
 
 
 def bundle_texts() -> set[str]:
-    """Every sentence and label that a bundle says at the bedside."""
+    """Every sentence and label that a bundle, or the reading in its place, says at the bedside."""
     said = ("advice_negative", "advice_positive", "reason", "advice", "label")
     found: set[str] = set()
 
@@ -255,6 +256,8 @@ def bundle_texts() -> set[str]:
         elif isinstance(part, str) and name in said and part:
             found.add(part)
 
+    for refusal in WORDS.values():
+        found |= {refusal.reason, refusal.advice}
     for path in shipped_models().glob("*/bundle.toml"):
         walk(tomllib.loads(path.read_text(encoding="utf-8")))
     return found
