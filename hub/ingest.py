@@ -73,7 +73,7 @@ class Worker:
         self.receiver = receiver
         self._broker = broker
         self._ingest = ingest
-        self._filters = list(filters)
+        self._filters = [voice.private(one) if voice is not None else one for one in filters]
         self._tick = tick
         self._tick_every = tick_every
         self._stopping = threading.Event()

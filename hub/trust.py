@@ -7,6 +7,7 @@ Without an authority nothing is signed or asked for: that is for one machine onl
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 
@@ -72,3 +73,16 @@ class Voice:
     def properties(self, topic: str, payload: bytes) -> list[tuple[str, str]]:
         """The user properties that prove a message."""
         return proof(self._signer, statement(topic, payload))
+
+    def private(self, subscription: str) -> str:
+        """A shared subscription under a name that only the hubs of this authority know.
+
+        The broker hands each message to one member of the group, also to one that may not read it: a box that joined would
+        swallow its share. The name is made from a signature, which is the same each time (RFC 8032) and is never published.
+        """
+        start, _, rest = subscription.partition("/")
+        group, _, plain = rest.partition("/")
+        if start != "$share":
+            return subscription
+        secret = hashlib.sha256(self._signer.sign(f"bedside share 1\0{group}".encode())).hexdigest()[:32]
+        return f"$share/{group}-{secret}/{plain}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import threading
@@ -40,7 +41,7 @@ from hub.broker import Ports, write_broker
 from hub.config import BrokerConfig, IngestConfig
 from hub.database import Database
 from hub.enrolment import RENEWALS, Enrolments
-from hub.ingest import Worker, shared_filters
+from hub.ingest import Worker, shared_filters, status_filters
 from hub.receive import Receiver
 from hub.trust import Trust, Voice
 from tests.boxes import now, open_store, report
@@ -407,6 +408,15 @@ def test_an_answer_that_was_not_asked_for_changes_no_certificate(tmp_path: Path,
         renewals.taken(payload)
     assert identity.chain.read_bytes() == held
     assert renewals.identity() == identity or renewals.identity().hub_keys == identity.hub_keys  # type: ignore[union-attr]
+
+
+def test_the_name_of_the_hubs_group_is_its_own_secret(hub: Hub) -> None:
+    (first, *_), again = shared_filters("ingest"), Voice(hub.authority.signer)
+    named = hub.voice.private(first)
+    assert named == again.private(first), "all workers of one authority are in one group"
+    assert re.fullmatch(r"\$share/ingest-[0-9a-f]{32}/bedside/v1/\+/\+/up/result", named)
+    assert named != Voice(KeySigner(bytes(32))).private(first)
+    assert hub.voice.private(status_filters()[0]) == status_filters()[0]
 
 
 def test_checkpoints_are_made_once_an_hour_or_after_many_entries_and_only_by_an_enrolled_box(

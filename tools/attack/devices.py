@@ -22,6 +22,8 @@ from tools.attack.report import Try
 from tools.attack.world import BOX, OTHER, World
 
 WHO = "rogue device"
+_SENT_AGAIN = 25.0
+"""Seconds after which a box sends again what was not confirmed: 30, and some for the way."""
 
 
 def identity(world: World, box: str) -> Identity:
@@ -59,10 +61,20 @@ def attack(world: World) -> Iterator[Try]:
         yield Try(
             WHO, "speaks on topics of another box and of the hub", f"{sum(said)} messages taken" if any(said) else ""
         )
+        yield Try(WHO, "joins the hub's group, to swallow its share", _swallowed(world))
     yield Try(WHO, "pushes the other box out by its client id", "" if world.is_online() else "the box lost its link")
     with Intruder(world.hub_port, stolen(world), "hub-1-ingest") as intruder:
         yield Try(WHO, "comes to the hub's own port", "" if intruder.problem else "a session there")
     yield from _no_longer_good(world)
+
+
+def _swallowed(world: World) -> str:
+    """With half of the messages gone, a delivery would wait for the box to send again."""
+    began = time.monotonic()
+    for _ in range(3):
+        world.deliver()
+    seconds = time.monotonic() - began
+    return f"three deliveries took {seconds:.0f} s" if seconds > _SENT_AGAIN else ""
 
 
 def _no_longer_good(world: World) -> Iterator[Try]:
