@@ -32,6 +32,7 @@ class SimulatedIntake:
             raise StoreFull("the disk is full; free some space")
 
     def open(self) -> SimulatedIncoming:
+        self.room()
         with self.lock:
             self.open_now += 1
             self.opened += 1

@@ -71,7 +71,6 @@ class Arrival:
         self._incoming: Incoming | None = None
         self._reader = DataSetReader(syntax, WANTED)
         with self._refusing():
-            intake.room()
             self._incoming = intake.open()
             self._incoming.write(file_meta(self._sop_class, self._instance, syntax))
 

@@ -30,6 +30,7 @@ from appliance.store.keys import BoxKey
 
 MAGIC = b"BEDSIDE1"
 FRAME = 1 << 20
+SPARES = 4
 _TAG = 16
 _HEADER = len(MAGIC) + 4 + 60
 _SUFFIX = ".blob"
@@ -54,7 +55,7 @@ class BlobWriter:
         self._header = MAGIC + struct.pack(">I", FRAME) + vault.key.wrap(key)
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
-        self._sealed = bytearray(FRAME + _TAG)
+        self._sealed: bytearray | None = None
         self._frames = 0
         self._size = 0
         self._file = vault.files.create(temporary)
@@ -82,6 +83,7 @@ class BlobWriter:
         self._buffer.clear()
         blob = Blob(self._hash.hexdigest(), self._size)
         target = self._vault.path(blob.sha256)
+        self._give_back()
         self._file.sync()
         self._file.close()
         self._vault.files.make_folder(target.parent)
@@ -92,16 +94,24 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Leave nothing behind."""
+        self._give_back()
         self._file.close()
         with contextlib.suppress(OSError):  # what can't be removed now is removed by the repair at start
             self._vault.files.remove(self._temporary)
 
     def _put(self, plain: memoryview, *, last: bool) -> None:
         self._size += len(plain)
+        if self._sealed is None:
+            self._sealed = self._vault.spare()
         sealed = memoryview(self._sealed)[: len(plain) + _TAG]
         self._cipher.encrypt_into(_nonce(self._frames, last=last), plain, self._header, sealed)
         self._file.write(sealed)
         self._frames += 1
+
+    def _give_back(self) -> None:
+        buffer, self._sealed = self._sealed, None
+        if buffer is not None and len(self._vault.spares) < SPARES:
+            self._vault.spares.append(buffer)
 
 
 class Vault:
@@ -113,11 +123,19 @@ class Vault:
         self.files: Files = files or RealFiles()
         self._serial = itertools.count()
         self.written = 0
+        self.spares: list[bytearray] = []
         self.files.make_folder(folder)
 
     def prepare(self) -> None:
         """Make the folders that blobs will lie in, all at once: else each of the first blobs waits once more for the disk."""
         self.files.make_folders(self.folder, (f"{number:02x}" for number in range(256)))
+
+    def spare(self) -> bytearray:
+        """A buffer for a sealed frame, of those that writers gave back: a new one costs as much as encrypting half a frame."""
+        try:
+            return self.spares.pop()
+        except IndexError:
+            return bytearray(FRAME + _TAG)
 
     def writer(self) -> BlobWriter:
         """Begin a blob."""

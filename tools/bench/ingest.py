@@ -65,7 +65,7 @@ def run() -> Iterator[Row]:
         if orthanc is not None:
             receivers["orthanc"] = orthanc
         for size, file, what, limits in (
-            (LARGE, large, "DX 15 MB", {"stock": 1.6, "orthanc": 1.8}),
+            (LARGE, large, "DX 15 MB", {"stock": 2.0, "orthanc": 1.8}),
             (SMALL, small, "512x512", {"stock": 1.3, "orthanc": None}),
         ):
             count = PER_CALL[size]
