@@ -252,3 +252,46 @@ def test_the_same_file_twice_is_kept_once_and_removed_twice(tmp_path):
         wait_until(lambda: door.counts["kept"] + door.counts["duplicate"] == 2)
         wait_until(lambda: list(tmp_path.iterdir()) == [])
     assert len(intake.kept) == 1
+
+
+def test_a_stick_pulled_in_the_middle_of_a_file_leaves_nothing_and_the_file_is_taken_when_it_is_back(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("appliance.capture.folder._RESCAN", 0.2)
+    shutil.copy(RADIOGRAPH, tmp_path / "x.dcm")
+    pulled = True
+
+    class Pulled(io.BytesIO):
+        def read(self, size: int = -1) -> bytes:
+            if pulled and self.tell() >= 4096:
+                raise OSError(5, "Input/output error")
+            return super().read(min(size, 4096) if pulled and size > 0 else size)
+
+    @contextlib.contextmanager
+    def opened(path: Path):
+        yield Pulled(path.read_bytes())
+
+    monkeypatch.setattr("appliance.capture.folder._opened", opened)
+    with watched(tmp_path) as (door, intake):
+        wait_until(lambda: door.counts["vanished"] >= 1)
+        assert intake.kept == []
+        assert intake.open_now == 0
+        pulled = False
+        wait_until(lambda: len(intake.kept) == 1)
+        wait_until(lambda: not (tmp_path / "x.dcm").exists())
+    assert intake.kept[0][0] == RADIOGRAPH.read_bytes()
+
+
+def test_what_a_dicomdir_lists_is_taken_from_its_folders_and_the_directory_itself_is_left(tmp_path):
+    deep = tmp_path / "DICOM" / "PAT00001" / "STU00001"
+    deep.mkdir(parents=True)
+    shutil.copy(RADIOGRAPH, deep / "IMG00001")
+    shutil.copy(get_testdata_file("RG1_J2KI.dcm"), deep / "IMG00002")
+    shutil.copy(get_testdata_file("DICOMDIR"), tmp_path / "DICOMDIR")
+    (tmp_path / "AUTORUN.INF").write_text("[autorun]")
+    with watched(tmp_path) as (door, intake):
+        wait_until(lambda: len(intake.kept) == 2)
+        wait_until(lambda: len(door.refused) == 2)
+        reasons = {one.path.name: one.reason for one in door.refused}
+    assert "DICOMDIR" in reasons["DICOMDIR"]
+    assert "neither DICOM" in reasons["AUTORUN.INF"]
