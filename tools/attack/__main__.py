@@ -53,7 +53,8 @@ def main() -> int:
         tries = []
         for one in attack(folder.resolve(), options.only):
             tries.append(one)
-            got = f"[red]{one.got}[/]" if one.got else "[green]nothing[/]"
+            well = "holds" if one.what.startswith("control") else "nothing"
+            got = f"[red]{one.got}[/]" if one.got else f"[green]{well}[/]"
             say.print(f"{one.who:13} {one.what:62} {got}", soft_wrap=True)
     successes = sum(bool(one.got) for one in tries)
     say.print(f"\n{len(tries)} attempts, {successes} got something")

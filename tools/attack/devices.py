@@ -62,6 +62,16 @@ def attack(world: World) -> Iterator[Try]:
             WHO, "speaks on topics of another box and of the hub", f"{sum(said)} messages taken" if any(said) else ""
         )
         yield Try(WHO, "joins the hub's group, to swallow its share", _swallowed(world))
+    before = world.rejections(BOX)
+    with Intruder(world.boxes_port, stolen(world), will=f"{foreign}up/result") as intruder:
+        intruder.vanish()
+    spoken = world.rejections(BOX) - before
+    yield Try(WHO, "leaves a last will on another box's topic", f"{spoken} messages at the hub" if spoken else "")
+    before = world.rejections(OTHER)
+    with Intruder(world.boxes_port, stolen(world), will=f"{own}up/result") as intruder:
+        intruder.vanish()
+    spoken = world.rejections(OTHER) - before
+    yield Try(WHO, "control: one on its own topic comes to the hub", "" if spoken else "nothing came")
     yield Try(WHO, "pushes the other box out by its client id", "" if world.is_online() else "the box lost its link")
     with Intruder(world.hub_port, stolen(world), "hub-1-ingest") as intruder:
         yield Try(WHO, "comes to the hub's own port", "" if intruder.problem else "a session there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
@@ -33,8 +34,14 @@ class Intruder:
     """A connection. ``problem`` is why there is none."""
 
     def __init__(
-        self, port: int, tls: ssl.SSLContext | None, client_id: str = "intruder", patience: float = 3.0
+        self,
+        port: int,
+        tls: ssl.SSLContext | None,
+        client_id: str = "intruder",
+        patience: float = 3.0,
+        will: str = "",
     ) -> None:
+        """``will``: the topic of a last will."""
         self.heard: list[Heard] = []
         self.problem = "no answer"
         self._subscribed = threading.Event()
@@ -44,6 +51,8 @@ class Intruder:
         client.on_connect, client.on_disconnect = self._connected, self._disconnected
         client.on_message, client.on_publish = self._message, self._acknowledged
         client.on_subscribe = lambda *_: self._subscribed.set()
+        if will:
+            client.will_set(will, b"{}", qos=1)
         if tls is not None:
             client.tls_set_context(tls)
         self._client = client
@@ -62,6 +71,13 @@ class Intruder:
     ) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+
+    def vanish(self) -> None:
+        """Break the connection off, so that the broker publishes the will."""
+        inner = self._client.socket()
+        if inner is not None:
+            inner.shutdown(socket.SHUT_RDWR)
+        time.sleep(1.0)
 
     def listen(self, *filters: str) -> None:
         """Subscribe."""

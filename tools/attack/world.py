@@ -142,6 +142,12 @@ class World:
         """How many results the hub keeps aside, because it can't say whose they are."""
         return int(self._hub_rows("SELECT count(*) AS n FROM conflict")[0]["n"])
 
+    def rejections(self, device: str) -> int:
+        """How many messages on a device's topics the hub would not take."""
+        return int(
+            self._hub_rows("SELECT coalesce(sum(count), 0) AS n FROM rejection WHERE device = ?", device)[0]["n"]
+        )
+
     def counts(self) -> dict[str, int]:
         """What of the first box waits for the hub, and what it took from it."""
         connection = sqlite3.connect(f"file:{self.state(BOX)}/journal.sqlite?mode=ro", uri=True, timeout=10)
