@@ -90,6 +90,8 @@ class Site:
         """A page in the visitor's language, with the status bar."""
         said = self.words(request)
         view = self.context.status()
+        if not who_asks(request).session:  # who has not signed in learns nothing about hosts, folders and faults
+            view = msgspec.structs.replace(view, problems=(), link_problem="", model_problems=(), doors=())
         phrases = Phrases(said, view.wall)
         html = self._templates.get_template(template).render(
             _=said,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -84,6 +85,21 @@ def test_nobody_gets_nothing_but_the_way_in(world: Signed) -> None:
     assert {path for path, _, role in addresses(world) if role == ANYBODY} == {
         *("/sign-in", "/sign-out", "/setup", "/language", "/static/console.css"),
     }
+
+
+def test_who_has_not_signed_in_learns_nothing_about_the_box_s_faults(world: Signed) -> None:
+    before = world.status_view
+    world.status_view = msgspec.structs.replace(
+        before, problems=("SECRET-1",), link_problem="SECRET-2", model_problems=("SECRET-3",)
+    )
+    try:
+        with world.browser() as browser:
+            for path in ("/sign-in", "/setup", "/no/such/page"):
+                assert "SECRET" not in browser.get(path).text
+        with world.browser("nurse") as browser:
+            assert "SECRET-1" in browser.get("/").text
+    finally:
+        world.status_view = before
 
 
 @pytest.mark.parametrize("name", ["nurse", "administrator"])

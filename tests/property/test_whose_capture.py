@@ -387,7 +387,7 @@ def test_the_oracle_notices_a_seal_that_says_too_little(
         return weakened[seal]
 
     monkeypatch.setattr(binding, "_shown_to", weak)
-    assert examine(folder, 1, OF_ONE_BOX).wrong
+    assert examine(folder, 1, OF_ONE_BOX // 2).wrong
 
 
 def test_every_form_is_checked_in_the_transaction_that_writes_it(tmp_path: Path) -> None:
