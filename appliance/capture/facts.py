@@ -206,7 +206,10 @@ def encodings_of(character_set: bytes) -> list[str]:
         found = cast("list[str]", convert_encodings([term.strip() for term in terms]))
         for encoding in found:
             b"A".decode(encoding)
-    except (LookupError, ValueError):  # a name that is none, has a zero in it, or is a codec of Python's for other things
+    except (
+        LookupError,
+        ValueError,
+    ):  # a name that is none, has a zero in it, or is a codec of Python's for other things
         return ["iso8859"]
     return found
 
