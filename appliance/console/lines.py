@@ -138,11 +138,16 @@ class Gatherer:
         if entry.state is CaptureState.DELIVERED:
             return "delivered", 1.0
         here = entry.capture.id in self._results_waiting or not self._all_known
-        if entry.state is not CaptureState.REPORTED or here:
+        if entry.state is not CaptureState.REPORTED or (here and not self._told(entry)):
             return "waiting", 0.0
         transfers = self._store.transfers.of_capture(entry.capture.id)
         size = sum(transfer.size for transfer, _ in transfers)
         return "sending", sum(transfer.confirmed for transfer, _ in transfers) / size if size else 1.0
+
+    def _told(self, entry: Entry) -> bool:
+        """Whether the hub has a result of it already, though another waits that says whose it is."""
+        told = "SELECT 1 FROM outbox WHERE capture_id = ? AND leaf = 'result' AND state = 'delivered'"
+        return self._store.journal.one(told, entry.capture.id) is not None
 
 
 def reading_of(store: Store, entry: Entry) -> Reading | None:

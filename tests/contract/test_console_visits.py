@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from appliance.console.api_visits import ROUTES
+from appliance.console.lines import Gatherer
 from appliance.pipeline import report_again
 from appliance.protocol.messages import Result
 from appliance.records import Modality, Patient, Triage
@@ -205,6 +206,16 @@ def test_the_hub_is_told_whose_it_is_as_the_next_revision_and_again_when_that_is
     assert [bool(one.capture.encounter_id) for one in told] == [False, True, True, False]
     assert all(row["critical"] for row in rows), "it stays as urgent as it was"
     assert audit.verify(store.journal) is None
+
+
+def test_a_result_that_the_hub_has_is_not_called_unsent_because_its_patient_was_confirmed(store: Store) -> None:
+    capture = report(store, b"film")
+    entry = store.captures.get(capture)
+    assert Gatherer(store).line(entry).delivery == "waiting"
+    store.journal.write(lambda tx: tx.run("UPDATE outbox SET state = 'delivered' WHERE capture_id = ?", capture))
+    store.journal.write(lambda tx: report_again(store, tx, DEVICE, capture))
+    assert store.outbox.totals()[0] == 1
+    assert Gatherer(store).line(store.captures.get(capture)).delivery == "sending"
 
 
 def test_every_address_of_the_interface_says_what_it_wants(world: World) -> None:
