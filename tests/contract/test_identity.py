@@ -2,92 +2,30 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import os
-import pwd
 import re
-import shutil
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import select
 
-from appliance.config import Config, DeviceConfig, LinkConfig, StorageConfig
+from appliance.config import LinkConfig
 from appliance.protocol import messages
-from appliance.protocol.messages import Checkpoint, Command, Receipt, ReceiptItem, Status, make_id
+from appliance.protocol.messages import Checkpoint, Command, Receipt, ReceiptItem, make_id
 from appliance.protocol.signing import KeySigner, key_id, proof, statement
-from appliance.protocol.topics import Address
-from appliance.records import Moment
 from appliance.store import checkpoints
-from appliance.store.credentials import Identity, IdentityError, identity_of, why_not
-from appliance.store.keys import BoxKey
-from appliance.sync.enrolment import take_answer, write_request
+from appliance.store.credentials import IdentityError, why_not
 from appliance.sync.inbox import Downlink
-from appliance.sync.link import Link
-from appliance.sync.renewal import ASK_EVERY, Renewals
 from appliance.sync.signing import Signatures
 from appliance.sync.standing import CHECKPOINT_EVERY, Standing
 from appliance.sync.uplink import Uplink
 from hub import tables
 from hub.arrivals import Incoming
-from hub.authority import make_authority
-from hub.blobs import BlobStore
-from hub.broker import Ports, write_broker
-from hub.config import BrokerConfig, IngestConfig
-from hub.database import Database
-from hub.enrolment import RENEWALS, Enrolments
-from hub.ingest import Worker, shared_filters, status_filters
-from hub.receive import Receiver
-from hub.trust import Trust, Voice
-from tests.boxes import now, open_store, report
-from tests.servers import free_port, wait_for_port
+from hub.ingest import shared_filters, status_filters
+from hub.trust import Voice
+from tests.boxes import open_store
+from tests.enrolled import HERE, NOW, THERE, FixedClock, Hub, signed
 from tests.wire import answers, incoming, incoming_chunk, pieces, result
-
-NOW = time.time_ns() // 1_000_000
-HERE, THERE = Address("clinic-a", "box-1"), Address("clinic-a", "box-2")
-
-
-class Hub:
-    """A hub's authority, database and receiver."""
-
-    def __init__(self, folder: Path) -> None:
-        self.authority = make_authority(folder / "authority", "Test hub")
-        self.database = Database(f"sqlite:///{folder}/hub.sqlite")
-        self.database.migrate()
-        self.enrolments = Enrolments(self.database, self.authority)
-        blobs = BlobStore(folder / "blobs")
-        blobs.open()
-        self.receiver = Receiver(
-            self.database, blobs, trust=Trust(self.database, lambda: 0.0), enrolments=self.enrolments
-        )
-        self.trusts_afresh()
-        self.voice = Voice(self.authority.signer)
-
-    def trusts_afresh(self) -> None:
-        self.receiver._trust = Trust(self.database)
-
-    def enrol(self, folder: Path, device: Address, days: int = 730) -> Identity:
-        self.enrolments._days = days
-        config = Config(
-            device=DeviceConfig(site=device.site, name=device.device),
-            storage=StorageConfig(state=str(folder), refuse_below=16, reserve=4),
-        )
-        folder.mkdir(exist_ok=True)
-        asked = write_request(config, folder, self.enrolments.make_code(device, NOW, 1))
-        asked.with_suffix(".enrolled").write_bytes(self.enrolments.enrol(asked.read_bytes(), NOW))
-        take_answer(config, folder)
-        found = identity_of(folder, BoxKey((folder / "box.key").read_bytes()))
-        assert found is not None
-        return found
-
-    def rows(self, table: Any) -> list[Any]:
-        with self.database.read() as connection:
-            return list(connection.execute(select(table)))
 
 
 @pytest.fixture
@@ -95,11 +33,6 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     made = Hub(tmp_path)
     yield made
     made.database.close()
-
-
-def signed(message: Incoming, identity: Identity) -> Incoming:
-    properties = Signatures(identity).added(message.topic, message.payload, message.content_type, message.properties)
-    return message._replace(properties=tuple(properties))
 
 
 def test_the_hub_takes_what_the_enrolled_box_signed_and_keeps_aside_what_nobody_can_vouch_for(
@@ -230,186 +163,6 @@ def test_without_an_identity_there_is_a_link_only_within_this_machine(
     assert bool(words) == bool(said)
 
 
-class Broker:
-    """mosquitto as ``bedside-hub broker`` configures it."""
-
-    def __init__(self, folder: Path, hub: Hub) -> None:
-        program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-        if program is None:
-            pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
-        self.ports = Ports(free_port(), free_port(), "127.0.0.1")
-        user = pwd.getpwuid(os.getuid()).pw_name
-        path = write_broker(folder, hub.authority, ["localhost"], self.ports, user)
-        self.process = subprocess.Popen([program, "-c", str(path)], stderr=subprocess.DEVNULL)
-        wait_for_port(self.ports.boxes, self.process)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
-
-def test_results_receipts_commands_checkpoints_and_a_new_certificate_go_over_tls_1_3(tmp_path: Path, hub: Hub) -> None:
-    """The whole way: a box whose certificate is about to end delivers, is commanded, and renews itself."""
-    before = hub.enrol(tmp_path / "box", HERE, days=1)
-    hub.enrolments._days = 730
-    broker = Broker(tmp_path / "broker", hub)
-    store = open_store(tmp_path / "box")
-    config = LinkConfig(host="localhost", port=broker.ports.boxes, tls=True, reconnect_to=0.5)
-    uplink = Uplink(store, config, time.monotonic, lambda: "2026-01-01")
-    known = _known(before.ends - dt.timedelta(hours=2))
-    arrived: list[Any] = []
-    link: list[Link] = []
-    downlink = Downlink(store, uplink, _Clock(), lambda payload: link[0].reply(payload), arrived.append)  # noqa: PLW0108
-    store.now = lambda: known
-    standing = Standing(
-        store,
-        HERE,
-        lambda leaf, payload: link[0].say(leaf, payload),  # noqa: PLW0108 - there is no link yet
-        downlink.received,
-        uplink.changed,
-    )
-    link.append(
-        Link(config, HERE, uplink, standing.received, lambda on: Status(online=on), lambda: known, standing.identity)
-    )
-    settings = BrokerConfig(
-        host="localhost",
-        port=broker.ports.hub,
-        tls=True,
-        ca_file=str(hub.authority.folder / "ca.pem"),
-        certificate_file=str(hub.authority.folder / "hub.pem"),
-        key_file=str(hub.authority.folder / "hub.key"),
-    )
-    command = Command(id=make_id("command", "now"), kind="status")
-    sent = [(HERE.down("command"), messages.encode(command))]
-    worker = Worker(
-        settings,
-        IngestConfig(),
-        hub.receiver,
-        client_id="hub-1",
-        filters=shared_filters("ingest"),
-        tick=lambda: [sent.pop()] if sent and link[0].online else [],
-        tick_every=0.2,
-        voice=hub.voice,
-    )
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    link[0].start()
-    try:
-        capture = report(store, b"an image")
-        link[0].wake()
-        _until(lambda: hub.rows(tables.result))
-        _until(lambda: arrived)
-        standing.tend()
-        link[0].wake()
-        _until(lambda: hub.rows(tables.checkpoint))
-        _until(lambda: (after := standing.identity()) is not None and after.ends > before.ends)
-        _until(lambda: store.outbox.state(messages.make_id("result", "site-1/box-1", capture, "0")) == "delivered")
-        assert arrived == [command]
-        assert link[0].counts["not-believed"] == 0
-        session = link[0]._session
-        assert session is not None
-        assert session._sock._inner.version() == "TLSv1.3"  # type: ignore[union-attr]
-        assert len(hub.rows(tables.certificate)) == 2
-    finally:
-        link[0].stop()
-        worker.stop()
-        thread.join()
-        store.close()
-        broker.stop()
-
-
-def _until(done: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def hub_time() -> dt.datetime:
-    return dt.datetime.now(dt.timezone.utc)
-
-
-def _known(when: dt.datetime) -> Moment:
-    wall = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Moment(boot_id="b", monotonic_ns=1, wall=wall, uncertainty_s=1.0)
-
-
-class _Clock:
-    """Never believes anybody."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def now(self) -> Moment:
-        return now()
-
-    def anchor_text(self, wall: str, _uncertainty_s: float) -> bool:
-        self.told.append(wall)
-        return True
-
-
-def test_a_certificate_is_asked_for_when_a_third_of_its_time_is_left_and_only_by_a_known_time(
-    tmp_path: Path, hub: Hub
-) -> None:
-    identity = hub.enrol(tmp_path / "here", HERE, days=90)
-    key = BoxKey((tmp_path / "here" / "box.key").read_bytes())
-    asked: list[str] = []
-    elapsed = [0.0]
-
-    def renewals(moment: Moment) -> Renewals:
-        return Renewals(
-            tmp_path / "here",
-            key,
-            lambda: moment,
-            lambda leaf, _: asked.append(leaf),
-            lambda *_: None,
-            lambda: elapsed[0],
-        )
-
-    early = renewals(_known(identity.ends - dt.timedelta(days=31)))
-    early.tend()
-    lost = renewals(Moment(boot_id="b", monotonic_ns=1, wall="1970-01-01T00:00:00.000Z", uncertainty_s=None))
-    lost.tend()
-    assert (asked, early.problem(), lost.problem()) == ([], "", "")
-    late = renewals(_known(identity.ends - dt.timedelta(days=29)))
-    for elapsed[0] in (0.0, 60.0, ASK_EVERY + 1):
-        late.tend()
-    assert asked == ["renewal", "renewal"]
-    assert "ends on" in renewals(_known(identity.ends - dt.timedelta(days=10))).problem()
-    assert "has ended" in renewals(_known(identity.ends + dt.timedelta(days=10))).problem()
-
-
-def test_a_renewal_said_again_and_again_is_not_answered_for_ever(tmp_path: Path, hub: Hub) -> None:
-    from appliance.store.credentials import signing_request
-
-    identity = hub.enrol(tmp_path / "here", HERE)
-    key = BoxKey((tmp_path / "here" / "box.key").read_bytes())
-    asked = messages.Renewal(
-        id=make_id("renewal", "x"), signing_request=signing_request(tmp_path / "here", HERE.key, key)
-    )
-    message = signed(Incoming(HERE.up("renewal"), messages.encode(asked)), identity)
-    granted = [topic for _ in range(20) for topic, _ in hub.receiver.handle([message])]
-    assert set(granted) == {HERE.down("certificate")}
-    assert len(granted) == RENEWALS - 1, "the one of the enrolment counts"
-
-
-def test_an_answer_that_was_not_asked_for_changes_no_certificate(tmp_path: Path, hub: Hub) -> None:
-    identity = hub.enrol(tmp_path / "here", HERE, days=90)
-    key = BoxKey((tmp_path / "here" / "box.key").read_bytes())
-    held = identity.chain.read_bytes()
-    renewals = Renewals(tmp_path / "here", key, lambda: _known(hub_time()), lambda *_: None, lambda *_: None)
-    forged = messages.Certificate(
-        id=make_id("renewal", "forged"),
-        certificate=held.decode().partition("-----BEGIN ENC")[0],
-        authority=hub.authority.pem,
-        hub_keys=[bytes(32)],
-    )
-    for payload in (messages.encode(forged), b"{}", b"\xff"):
-        renewals.taken(payload)
-    assert identity.chain.read_bytes() == held
-    assert renewals.identity() == identity or renewals.identity().hub_keys == identity.hub_keys  # type: ignore[union-attr]
-
-
 def test_the_name_of_the_hubs_group_is_its_own_secret(hub: Hub) -> None:
     (first, *_), again = shared_filters("ingest"), Voice(hub.authority.signer)
     named = hub.voice.private(first)
@@ -448,7 +201,7 @@ def test_checkpoints_are_made_once_an_hour_or_after_many_entries_and_only_by_an_
 
 def test_an_old_receipt_said_again_does_not_put_the_clock_back(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    clock = _Clock()
+    clock = FixedClock()
     uplink = Uplink(store, LinkConfig(), time.monotonic, lambda: "2026-01-01")
     downlink = Downlink(store, uplink, clock, lambda _: None)
 
