@@ -23,7 +23,7 @@ from appliance.console.sessions import EVERYBODY, Sessions
 from appliance.console.words import N_
 from appliance.store.people import Role
 
-COOKIE = "session"
+COOKIE = "bedside-session"
 REFRESH = "x-refresh"
 """The header of a request that a page makes by itself: no touch of the screen, unless it says that there was one."""
 TOUCHED = "touched"

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from appliance.console.gate import COOKIE
 from appliance.console.words import languages
 from appliance.records import Modality, Patient, Triage
 from appliance.store.people import Role
@@ -118,7 +119,7 @@ def signed_in(browser: Browser, ward: Ward, name: str = "Zawadi", **options: Any
     context = browser.new_context(**{"viewport": {"width": 360, "height": 740}, **options})
     form = {"person": ward.ids[name], "pin": PINS[name][0]}
     answer = httpx.post(f"{ward.url}/sign-in", data=form, headers={"origin": ward.url})
-    context.add_cookies([{"name": "session", "value": answer.cookies["session"], "url": ward.url}])
+    context.add_cookies([{"name": COOKIE, "value": answer.cookies[COOKIE], "url": ward.url}])
     return context
 
 

@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from appliance.console.gate import ANYBODY
+from appliance.console.gate import ANYBODY, COOKIE
 from appliance.store import audit, setup_code
 from appliance.store.people import FREE_GUESSES, Role
 from tests.console_world import World, png
@@ -172,9 +172,9 @@ def test_the_screen_locks_when_nobody_touches_it_whatever_the_page_fetches(world
 
 def test_locking_ends_the_session_and_a_stolen_cookie_with_it(world: Signed) -> None:
     with world.browser("nurse") as browser:
-        cookie = browser.cookies["session"]
+        cookie = browser.cookies[COOKIE]
         assert browser.post("/sign-out", data={"back": "/patients"}).headers["location"] == "/sign-in?back=/patients"
-        browser.cookies.set("session", cookie)
+        browser.cookies.set(COOKIE, cookie)
         assert browser.get("/patients").status_code == 303
 
 
