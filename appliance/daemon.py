@@ -106,19 +106,7 @@ class Daemon:
         self._writes = DiskWrites(self.store, config.storage.write_budget, self._day)
         self.downlink = Downlink(self.store, self.uplink, self.clock, self._reply, self._arrived)
         self.standing = Standing(self.store, self.address, self._say, self.downlink.received, self.wake_link)
-        self.link = (
-            Link(
-                config.link,
-                self.address,
-                self.uplink,
-                self.standing.received,
-                self.status,
-                self.clock.now,
-                self.standing.identity,
-            )
-            if config.link.enabled
-            else None
-        )
+        self.link = self._make_link() if config.link.enabled else None
         self.hide = self._hiding()
         self.originals = Originals(self.store, self._encoder(), self.wake_link, clean=self.hide is not None)
         self.pipeline = Pipeline(
@@ -347,6 +335,18 @@ class Daemon:
 
         options, blind = options_of(self.config.deidentify), self.store.key.blind
         return lambda capture: hidden(capture, blind, options)
+
+    def _make_link(self) -> Link:
+        standing = self.standing
+        return Link(
+            self.config.link,
+            self.address,
+            self.uplink,
+            standing.received,
+            self.status,
+            self.clock.now,
+            standing.identity,
+        )
 
     def _say(self, leaf: str, payload: bytes) -> None:
         if self.link is not None:
