@@ -47,6 +47,12 @@ class Words:
         whole = self._singular.get(text)
         if whole is not None or not text:
             return whole or text
+        head, bracket, detail = text.partition(" (")
+        if (
+            bracket and f"{head}." in self._singular
+        ):  # a refusal with what the file says, as ``quality.words_for`` puts it
+            said = self._singular[f"{head}."]
+            return f"{said[:-1]} ({detail.removesuffix('.')}{said[-1]}"
         for sentence in self._sentences:
             if sentence in text:
                 text = text.replace(sentence, self._singular[sentence])

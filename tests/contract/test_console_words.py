@@ -17,7 +17,7 @@ from appliance.config import shipped_models
 from appliance.console.context import StatusView
 from appliance.console.phrases import Phrases, Tile
 from appliance.console.words import LOCALES, Words, choose, languages, read_catalogue, words
-from appliance.reading.quality import WORDS
+from appliance.reading.quality import WORDS, words_for
 from appliance.records import Measure, Modality, Patient, Triage
 from appliance.store.people import Role
 from appliance.store.worklist import ScheduledStep
@@ -275,6 +275,9 @@ def test_advice_made_of_several_sentences_is_said_sentence_by_sentence() -> None
     text = "The film is blurred. Let the radiologist's word decide. Something new."
     assert said.heard(text) == "Le cliché est flou. Suivez l’avis du radiologue. Something new."
     assert said.heard("") == ""
+    refusal = words_for("not-chest", {}, "the file says HAND").reason
+    assert said.heard(refusal) == "Ce n’est pas une radiographie du thorax (the file says HAND)."
+    assert words("hi").heard(refusal).endswith("(the file says HAND)।")
 
 
 def test_numbers_sizes_and_times_are_said_as_people_say_them() -> None:
