@@ -7,12 +7,14 @@ interface and what the pages show. Times leave as RFC 3339 in UTC.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+import itertools
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 from sqlalchemy import Connection, Row, func, select
 
-from appliance.protocol.messages import MessageError, Result, ReviewMessage, Status, decode
+from appliance.protocol.messages import Result, ReviewMessage, decode
 from appliance.records import Triage
 from hub import outbox, tables
 from hub.arrivals import rfc3339
@@ -20,8 +22,27 @@ from hub.arrivals import rfc3339
 _capture, _result, _transfer = tables.capture.c, tables.result.c, tables.transfer.c
 TRIAGES = tuple(Triage)
 _DAY_MS = 86_400_000
+SEARCHED = 2000
+
+LATE_MS = {Triage.CRITICAL: 15 * 60_000, Triage.URGENT: 60 * 60_000, Triage.ROUTINE: _DAY_MS}
+"""A case that has waited longer is marked as late."""
 
 Shown = Literal["open", "reviewed", "all"]
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which cases a worklist shows; what is empty does not narrow it."""
+
+    shown: Shown = "open"
+    device: str = ""
+    site: str = ""
+    modality: Literal["", "chest-xray", "lung-ultrasound", "heart-sound", "lung-sound", "other"] = ""
+    triage: Literal["", "critical", "urgent", "routine"] = ""
+    claimed: Literal["", "yes", "no"] = ""
+    text: Annotated[str, Meta(max_length=100)] = ""
+
+
+EVERYTHING_OPEN = Wanted()
 
 
 class CaseNotFound(Exception):  # noqa: N818 - the state of things, told to who asked
@@ -49,6 +70,7 @@ class CaseSummary(_Answer, frozen=True, kw_only=True):
     waiting_since: str
     received: str
     waiting_seconds: float
+    late: bool
     escalation: int
     open: bool
     acknowledged_by: str | None
@@ -99,42 +121,55 @@ class Case(_Answer, frozen=True, kw_only=True):
     history: list[EventPart]
 
 
-class DeviceSummary(_Answer, frozen=True, kw_only=True):
-    """A box: when it was heard of, what it says of itself, what still goes to it, what of its was rejected."""
-
-    key: str
-    online: bool
-    last_seen: str
-    version: str
-    bundles: dict[str, str]
-    waiting_messages: int
-    waiting_bytes: int
-    free_bytes: int
-    captures: int
-    problems: list[str]
-    cases: int
-    open_cases: int
-    unsent: int
-    rejected: int
-    conflicts: int
-
-
 def worklist(
-    connection: Connection, now_ms: int, *, shown: Shown = "open", device: str = "", limit: int = 200
+    connection: Connection, now_ms: int, wanted: Wanted = EVERYTHING_OPEN, *, limit: int = 200
 ) -> list[CaseSummary]:
-    """The cases by urgency, then waiting time (longest first); reviewed ones by last change."""
-    query = select(tables.capture, _result.payload).join(tables.result, _result.id == _capture.result_id).limit(limit)
-    if shown == "open":
-        query = query.where(_capture.open)
-    elif shown == "reviewed":
-        query = query.where(_capture.open.is_(False))
-    if device:
-        query = query.where(_capture.device == device)
-    if shown == "reviewed":
+    """The cases by urgency, then waiting time (longest first); reviewed ones by last change.
+
+    Text is looked for in names, numbers, findings and ids of the ``SEARCHED`` first cases.
+    """
+    query = select(tables.capture, _result.payload).join(tables.result, _result.id == _capture.result_id)
+    if wanted.shown != "all":
+        query = query.where(_capture.open.is_(wanted.shown == "open"))
+    if wanted.device:
+        query = query.where(_capture.device == wanted.device)
+    if wanted.site:
+        query = query.where(_capture.device.startswith(f"{wanted.site}/", autoescape=True))
+    if wanted.modality:
+        query = query.where(_capture.modality == wanted.modality)
+    if wanted.triage:
+        query = query.where(_capture["rank"] == Triage(wanted.triage).rank)
+    if wanted.claimed:
+        query = query.where(
+            _capture.claimed_by.is_not(None) if wanted.claimed == "yes" else _capture.claimed_by.is_(None)
+        )
+    if wanted.shown == "reviewed":
         query = query.order_by(_capture.changed_ms.desc(), _capture.id)
     else:
         query = query.order_by(_capture["rank"], _capture.waiting_ms, _capture.id)
-    return [_summary(row, decode(row.payload, Result), now_ms) for row in connection.execute(query)]
+    rows = connection.execute(query.limit(SEARCHED if wanted.text else limit))
+    found = (_summary(row, decode(row.payload, Result), now_ms) for row in rows)
+    words = wanted.text.casefold().split()
+    return list(itertools.islice((one for one in found if all(word in _words(one) for word in words)), limit))
+
+
+def _words(one: CaseSummary) -> str:
+    parts = (
+        one.patient_name.replace("^", " "),
+        one.patient_id,
+        one.device,
+        one.modality,
+        one.reason,
+        one.id,
+        *one.positive,
+    )
+    return " ".join((*parts, one.claimed_by or "")).casefold()
+
+
+def sites(connection: Connection) -> list[str]:
+    """The sites that boxes are of."""
+    query = select(tables.device.c.site).distinct().order_by(tables.device.c.site)
+    return list(connection.execute(query).scalars())
 
 
 def totals(connection: Connection, now_ms: int) -> dict[str, int]:
@@ -174,39 +209,6 @@ def case(connection: Connection, capture_id: str, now_ms: int) -> Case:
     )
 
 
-def devices(connection: Connection) -> list[DeviceSummary]:
-    """Every box, those heard of last first."""
-    per_device = _counts(connection, _capture.device, tables.capture)
-    open_cases = _counts(connection, _capture.device, tables.capture, _capture.open)
-    unsent = _counts(connection, tables.outbox.c.device, tables.outbox, tables.outbox.c.closed_ms.is_(None))
-    conflicts = _counts(connection, tables.conflict.c.device, tables.conflict)
-    rejections = select(tables.rejection.c.device, func.sum(tables.rejection.c["count"]).label("n"))
-    rejected = {row.device: int(row.n) for row in connection.execute(rejections.group_by(tables.rejection.c.device))}
-    found = []
-    for row in connection.execute(select(tables.device).order_by(tables.device.c.last_seen_ms.desc())):
-        status = _status(row.status)
-        found.append(
-            DeviceSummary(
-                key=row.key,
-                online=row.online,
-                last_seen=rfc3339(row.last_seen_ms),
-                version=status.version,
-                bundles=status.bundles,
-                waiting_messages=status.waiting_messages,
-                waiting_bytes=status.waiting_bytes,
-                free_bytes=status.free_bytes,
-                captures=status.captures,
-                problems=status.problems,
-                cases=per_device.get(row.key, 0),
-                open_cases=open_cases.get(row.key, 0),
-                unsent=unsent.get(row.key, 0),
-                rejected=rejected.get(row.key, 0),
-                conflicts=conflicts.get(row.key, 0),
-            )
-        )
-    return found
-
-
 def last_change(connection: Connection) -> str:
     """A word that changes whenever the worklist may have changed; cheap, however many cases there are."""
     words = []
@@ -244,6 +246,7 @@ def _summary(row: Row[Any], result: Result, now_ms: int) -> CaseSummary:
         waiting_since=rfc3339(row.waiting_ms),
         received=rfc3339(row.received_ms),
         waiting_seconds=max(0.0, (now_ms - row.waiting_ms) / 1000),
+        late=bool(row.open) and now_ms - row.waiting_ms >= LATE_MS[TRIAGES[row.rank]],
         escalation=row.escalation,
         open=row.open,
         acknowledged_by=row.acknowledged_by,
@@ -297,15 +300,3 @@ def _history(connection: Connection, capture_id: str) -> list[EventPart]:
         EventPart(at=rfc3339(row.at_ms), actor=row.actor, action=row.action, detail=row.detail)
         for row in connection.execute(query)
     ]
-
-
-def _counts(connection: Connection, column: Any, table: Any, *where: Any) -> dict[str, int]:
-    query = select(column, func.count()).select_from(table).where(*where).group_by(column)
-    return {row[0]: row[1] for row in connection.execute(query)}
-
-
-def _status(payload: bytes | None) -> Status:
-    try:
-        return decode(payload, Status) if payload else Status(online=False)
-    except MessageError:
-        return Status(online=False)

@@ -1,8 +1,9 @@
 """What people do to cases: take note, claim, release, review.
 
 What this module keeps true: a review refers to the result and the review that its author saw; if either has changed
-meanwhile it is refused, so nobody overwrites what they have not seen. Its id derives from its content and the review
-before it: the same form sent twice is one review. A review, its way down and its audit event are one transaction.
+meanwhile it is refused, so nobody overwrites what they have not seen; so it is while somebody else has claimed the case. Its
+id derives from its content and the review before it: the same form sent twice is one review. A review, its way down and its
+audit event are one transaction.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ def review(
     connection: Connection, database: Database, capture_id: str, request: ReviewRequest, reviewer: str, now_ms: int
 ) -> ReviewMessage:
     """Take a review; raises ``CaseNotFound`` or ``ReviewRefused``. The same request again returns the same review."""
-    row = _locked(connection, capture_id)
+    row = locked(connection, capture_id)
     origin = (capture_id, request.previous, request.result_id, reviewer, request.decision, request.note)
     details = msgspec.json.encode((sorted(request.findings.items()), request.triage)).decode()
     key = make_id("review", *origin, details)
     there = connection.execute(select(tables.review.c.payload).where(tables.review.c.id == key)).scalar_one_or_none()
     if there is not None:
         return decode(there, ReviewMessage)
+    check_claim(row, reviewer)
     _check(connection, row, request)
     message = ReviewMessage(
         id=key,
@@ -91,7 +93,7 @@ def review(
 
 def acknowledge(connection: Connection, database: Database, capture_id: str, who: str, now_ms: int) -> bool:
     """A human has taken note: escalation stops. False when somebody had already. Raises ``CaseNotFound``."""
-    row = _locked(connection, capture_id)
+    row = locked(connection, capture_id)
     if row.acknowledged_ms is not None:
         return False
     _acknowledge(connection, database, row, who, now_ms)
@@ -100,7 +102,7 @@ def acknowledge(connection: Connection, database: Database, capture_id: str, who
 
 def claim(connection: Connection, database: Database, capture_id: str, who: str, now_ms: int) -> str:
     """Claim a case for reading; returns who has it (an earlier claim stands). Raises ``CaseNotFound``."""
-    row = _locked(connection, capture_id)
+    row = locked(connection, capture_id)
     if row.acknowledged_ms is None:
         _acknowledge(connection, database, row, who, now_ms)
     if row.claimed_by:
@@ -112,18 +114,25 @@ def claim(connection: Connection, database: Database, capture_id: str, who: str,
 
 def release(connection: Connection, capture_id: str, who: str, now_ms: int) -> None:
     """Give a claimed case back to all; anybody may, and the audit log says who. Raises ``CaseNotFound``."""
-    row = _locked(connection, capture_id)
+    row = locked(connection, capture_id)
     if row.claimed_by:
         _set(connection, capture_id, now_ms, claimed_by=None, claimed_ms=None)
         audit.note(connection, who, "released", capture_id, now_ms, f"was claimed by {row.claimed_by}")
 
 
-def _locked(connection: Connection, capture_id: str) -> Row[Any]:
+def locked(connection: Connection, capture_id: str) -> Row[Any]:
+    """The case, held until the transaction ends; raises ``CaseNotFound``."""
     query = select(tables.capture).where(_capture.id == capture_id).with_for_update()
     row = connection.execute(query).one_or_none()
     if row is None:
         raise CaseNotFound(capture_id)
     return row
+
+
+def check_claim(row: Row[Any], who: str) -> None:
+    """Raise ``ReviewRefused`` when somebody else reads the case."""
+    if row.claimed_by and row.claimed_by != who:
+        raise ReviewRefused(f"{row.claimed_by} is reading this case; ask them, or give it back to all first")
 
 
 def _check(connection: Connection, row: Row[Any], request: ReviewRequest) -> None:

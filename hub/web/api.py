@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 from sqlalchemy import exc, select
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -19,10 +20,12 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from appliance.protocol.messages import ReviewMessage
-from hub import cases, outbox, reviews, tables
-from hub.cases import Case, CaseNotFound, CaseSummary, DeviceSummary, Shown
+from hub import cases, fleet, outbox, quality, reports, reviews, tables
+from hub.cases import Case, CaseNotFound, CaseSummary, Wanted
+from hub.fleet import DeviceSummary
 from hub.people import Role
 from hub.render import Picture, RenderError
+from hub.reports import ReportRequest
 from hub.reviews import ReviewRefused, ReviewRequest
 from hub.web import openapi, pictures
 from hub.web.access import READ, VIEW, route
@@ -99,12 +102,11 @@ class Endpoint(NamedTuple):
 
 def list_cases(call: Call) -> Cases:
     """The worklist."""
-    wanted = _checked(call.query.get("shown", "open"), Shown, "shown")
+    given = {name: call.query[name] for name in Wanted.__struct_fields__ if name in call.query}
+    wanted = _checked(given, Wanted, "query")
     limit = _checked(call.query.get("limit", "200"), Limit, "limit")
     with call.site.database.read() as connection:
-        found = cases.worklist(
-            connection, call.site.clock_ms(), shown=wanted, device=call.query.get("device", ""), limit=limit
-        )
+        found = cases.worklist(connection, call.site.clock_ms(), wanted, limit=limit)
         return Cases(cases=found, totals=cases.totals(connection, call.site.clock_ms()))
 
 
@@ -134,6 +136,26 @@ def get_pixels(call: Call) -> Response:
     return FileResponse(pixels, media_type="application/octet-stream", headers=headers)
 
 
+def get_picture(call: Call) -> Picture:
+    """Size, window, spacing of the original's pixels, and the frame times of a clip."""
+    picture = _rendered(call)[3]
+    if picture is None:
+        raise ApiError(404, "no DICOM original of this case has arrived")
+    return picture
+
+
+def get_frame(call: Call) -> Response:
+    """One frame of a clip, 0 first; a few at a time are decoded when the first of them is asked for."""
+    number = _checked(call.path["number"], Frame, "number")
+    with call.site.database.read() as connection:
+        found = cases.case(connection, call.path["id"], call.site.clock_ms())
+    try:
+        path = pictures.Shown(call.site.blobs, found.blobs).frame(number)
+    except RenderError as error:
+        raise ApiError(404, str(error)) from error
+    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
 def get_overlay(call: Call) -> Response:
     """The model's activation map, to be stretched over the picture."""
     with call.site.database.read() as connection:
@@ -160,9 +182,7 @@ def get_blob(call: Call) -> Response:
 def post_review(call: Call) -> ReviewMessage:
     """Accept, modify or reject; goes down to the bedside."""
     request: ReviewRequest = call.body
-    name = call.person or request.reviewer.strip()
-    if not name:
-        raise ApiError(422, "reviewer: say who you are")
+    name = _person(call, request.reviewer)
     with call.site.database.write() as connection:
         now_ms = call.site.clock_ms()
         message = reviews.review(connection, call.site.database, call.path["id"], request, name, now_ms)
@@ -196,10 +216,27 @@ def post_release(call: Call) -> Held:
     return Held(by="")
 
 
+def post_report(call: Call) -> ReviewMessage:
+    """Sign the report, or an addendum to the signed one; the whole text goes down to the bedside as a review's note."""
+    name = _person(call)
+    with call.site.database.write() as connection:
+        now_ms = call.site.clock_ms()
+        message = reports.sign(connection, call.site.database, call.path["id"], call.body, name, now_ms)
+    call.site.nudge()
+    return message
+
+
+def get_quality(call: Call) -> quality.Quality:
+    """How long patients wait for a human's word, and how often that agrees with the model's."""
+    days = _checked(call.query.get("days", "90"), Days, "days")
+    with call.site.database.read() as connection:
+        return quality.quality(connection, call.site.clock_ms(), days=days)
+
+
 def list_devices(call: Call) -> list[DeviceSummary]:
     """The boxes."""
     with call.site.database.read() as connection:
-        return cases.devices(connection)
+        return fleet.devices(connection)
 
 
 def get_health(call: Call) -> Health:
@@ -221,24 +258,38 @@ def get_openapi(_: Call) -> dict[str, Any]:
 
 
 Limit = openapi.Limit
-_SHOWN = (
-    ("shown", Shown, "which cases: open (default), reviewed or all"),
+Days = quality.Days
+Frame = Annotated[int, Meta(ge=0, lt=100_000)]
+_WANTED = (
+    ("shown", cases.Shown, "which cases: open (default), reviewed or all"),
     ("device", str, "only this device (site/name)"),
+    ("site", str, "only this site"),
+    ("modality", str, "only this modality"),
+    ("triage", str, "only this urgency: critical, urgent or routine"),
+    ("claimed", str, "only cases that somebody reads (yes) or nobody reads (no)"),
+    ("text", str, "only cases with these words in name, number, findings or id"),
     ("limit", Limit, "at most so many, 200 unless told"),
 )
+_DAYS = (("days", Days, "over so many days, 90 unless told"),)
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/api/cases", list_cases, "The worklist: by urgency, then waiting time", Cases, query=_SHOWN),
+    Endpoint("GET", "/api/cases", list_cases, "The worklist: by urgency, then waiting time", Cases, query=_WANTED),
     Endpoint("GET", "/api/cases/{id}", get_case, "One case with its result, reviews and history", Case),
     Endpoint("GET", "/api/cases/{id}/image", get_image, "The picture, 8 bit", "image/*"),
+    Endpoint("GET", "/api/cases/{id}/picture", get_picture, "What the original's picture is like", Picture),
     Endpoint("GET", "/api/cases/{id}/pixels", get_pixels, "The picture, 16 bit grey", "application/octet-stream"),
     Endpoint("GET", "/api/cases/{id}/overlay", get_overlay, "The model's activation map", "image/png"),
     Endpoint(
         "POST", "/api/cases/{id}/review", post_review, "Review the case", ReviewMessage, ReviewRequest, allowed=READ
     ),
+    Endpoint(
+        *("POST", "/api/cases/{id}/report", post_report, "Sign the report", ReviewMessage, ReportRequest), allowed=READ
+    ),
     Endpoint("POST", "/api/cases/{id}/acknowledge", post_acknowledge, "Take note of the case", Held, Who, allowed=READ),
     Endpoint("POST", "/api/cases/{id}/claim", post_claim, "Claim the case", Held, Who, allowed=READ),
     Endpoint("POST", "/api/cases/{id}/release", post_release, "Give the case back to all", Held, Who, allowed=READ),
     Endpoint("GET", "/api/blobs/{sha256}", get_blob, "An image or recording as transferred", "*/*"),
+    Endpoint("GET", "/api/cases/{id}/frames/{number}", get_frame, "One frame of a clip", "image/jpeg"),
+    Endpoint("GET", "/api/quality", get_quality, "Quality of service", quality.Quality, query=_DAYS),
     Endpoint("GET", "/api/devices", list_devices, "The bedside boxes", list[DeviceSummary]),
     Endpoint("GET", "/api/health", get_health, "The hub in numbers", Health),
     Endpoint("GET", "/api/openapi.json", get_openapi, "This interface as an OpenAPI document", dict[str, Any]),
@@ -299,7 +350,7 @@ def _json(answer: Any, status: int = 200) -> Response:
     return Response(content, status_code=status, media_type="application/json")
 
 
-def _checked(text: str, kind: Any, name: str) -> Any:
+def _checked(text: Any, kind: Any, name: str) -> Any:
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -307,7 +358,11 @@ def _checked(text: str, kind: Any, name: str) -> Any:
 
 
 def _name(call: Call) -> str:
-    name = call.person or (call.body.reviewer or "").strip()
+    return _person(call, call.body.reviewer or "")
+
+
+def _person(call: Call, said: str = "") -> str:
+    name = call.person or said.strip()
     if not name:
         raise ApiError(422, "reviewer: say who you are")
     return name

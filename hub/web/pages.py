@@ -17,27 +17,43 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from appliance.protocol.messages import FindingPart
-from hub import cases, reviews
-from hub.cases import CaseNotFound
+from hub import cases, encounters, reports, reviews
+from hub.cases import CaseNotFound, Wanted
 from hub.reviews import ReviewRefused, ReviewRequest
 from hub.web.access import READ, VIEW, route
 from hub.web.api import ApiError, read_body
 from hub.web.pictures import Shown
-from hub.web.rendering import page
+from hub.web.rendering import MODALITIES, page
 from hub.web.security import remember_name
 from hub.web.site import person, site
 
 
 def worklist(request: Request) -> Response:
-    """``/``: what waits, most urgent first; ``?shown=reviewed``: what has been read."""
+    """``/``: what waits, most urgent first; ``?shown=reviewed``: what has been read; further words narrow it."""
     of = site(request)
-    shown: cases.Shown = "reviewed" if request.query_params.get("shown") == "reviewed" else "open"
-    device = request.query_params.get("device", "")
+    given = {
+        name: request.query_params[name].strip() for name in Wanted.__struct_fields__ if name in request.query_params
+    }
+    try:
+        wanted = msgspec.convert(given, Wanted)
+    except msgspec.ValidationError as error:
+        raise ApiError(422, f"There is no such choice: {error}.") from error
     with of.database.read() as connection:
-        lines = cases.worklist(connection, of.clock_ms(), shown=shown, device=device)
+        lines = cases.worklist(connection, of.clock_ms(), wanted)
         totals = cases.totals(connection, of.clock_ms())
+        sites = cases.sites(connection)
     template = "_lines.html" if "fragment" in request.query_params else "worklist.html"
-    return page(request, template, lines=lines, totals=totals, shown=shown, device=device)
+    narrowed = any(getattr(wanted, name) for name in Wanted.__struct_fields__ if name != "shown")
+    return page(
+        *(request, template),
+        lines=lines,
+        totals=totals,
+        wanted=wanted,
+        shown=wanted.shown,
+        sites=sites,
+        narrowed=narrowed,
+        modalities=MODALITIES,
+    )
 
 
 def case(request: Request) -> Response:
@@ -45,10 +61,13 @@ def case(request: Request) -> Response:
     return _case(request, request.path_params["id"])
 
 
-def _case(request: Request, capture_id: str, status: int = 200, problem: str = "") -> Response:
+def _case(request: Request, capture_id: str, status: int = 200, problem: str = "", written: str = "") -> Response:
     of = site(request)
     with of.database.read() as connection:
         found = cases.case(connection, capture_id, of.clock_ms())
+        last = found.reviews[0].review if found.reviews else None
+        report = reports.reports(connection, found.result, last)
+        others = encounters.encounter(connection, capture_id)
     return page(
         request,
         "case.html",
@@ -58,7 +77,11 @@ def _case(request: Request, capture_id: str, status: int = 200, problem: str = "
         summary=found.summary,
         shown=Shown(of.blobs, found.blobs),
         problem=problem,
-        previous=found.reviews[0].review.id if found.reviews else "",
+        previous=last.id if last else "",
+        report=report,
+        written=written,
+        others=others.others,
+        assessment=others.assessment,
     )
 
 
@@ -85,6 +108,31 @@ def _review(request: Request, form: dict[str, str]) -> Response:
     if not of.signs_in:
         remember_name(response, reviewer)
     return response
+
+
+async def report(request: Request) -> Response:
+    """``POST /case/{id}/report``: keep the draft (``act=draft``), or sign (``act=sign``)."""
+    form = msgspec.convert(_fields(await read_body(request)), dict[str, str])
+    return await run_in_threadpool(_report, request, form)
+
+
+def _report(request: Request, form: dict[str, str]) -> Response:
+    capture_id, of, who = request.path_params["id"], site(request), person(request)
+    text = form.get("text", "").replace("\r\n", "\n")
+    if not who:
+        return _case(request, capture_id, 422, "Say who you are first (at the top of the page).", text)
+    try:
+        with of.database.write() as connection:
+            if form.get("act") == "sign":
+                words = {"text": text, "result_id": form.get("result_id", ""), "previous": form.get("previous", "")}
+                wanted = msgspec.convert(words, reports.ReportRequest)
+                reports.sign(connection, of.database, capture_id, wanted, who, of.clock_ms())
+            else:
+                reports.keep_draft(connection, of.database, capture_id, text, who, of.clock_ms())
+    except (ReviewRefused, msgspec.ValidationError) as error:
+        return _case(request, capture_id, 409, f"Not taken: {error}.", text)
+    of.nudge()
+    return RedirectResponse(f"/case/{capture_id}#h-report", 303)
 
 
 def _requested(form: Mapping[str, str], findings: list[FindingPart]) -> dict[str, Any]:
@@ -136,6 +184,7 @@ ROUTES: list[Any] = [
     route("/", worklist, VIEW),
     route("/case/{id}", case, VIEW),
     route("/case/{id}/review", review, READ, methods=["POST"]),
+    route("/case/{id}/report", report, READ, methods=["POST"]),
     route("/case/{id}/claim", _act(reviews.claim, takes_database=True), READ, methods=["POST"], name="claim"),
     route(
         "/case/{id}/acknowledge", _act(reviews.acknowledge, takes_database=True), READ, methods=["POST"], name="note"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from appliance.protocol.messages import OverlayPart
 from hub.blobs import BlobStore
 from hub.cases import BlobPart
-from hub.render import Picture, RenderError, rendered
+from hub.render import Picture, RenderError, frame, rendered
 
 _OVERLAY_SIDE = 384
 
@@ -81,9 +81,18 @@ class Shown:
             raise RenderError("no picture of this case has arrived yet")
         if self.image_type != "application/dicom":
             return self.image, self.image_type, None, None
-        folder = self._blobs.folder / "derived" / self.image_sha256
+        folder = self._folder()
         picture = rendered(self.image, folder)
         return folder / "image.png", "image/png", folder / "pixels.bin" if picture.grey else None, picture
+
+    def frame(self, number: int) -> Path:
+        """One frame of a clip as JPEG, 0 first; raises ``RenderError``."""
+        if self.image is None or self.image_type != "application/dicom":
+            raise RenderError("no clip of this case has arrived yet")
+        return frame(self.image, self._folder(), number)
+
+    def _folder(self) -> Path:
+        return self._blobs.folder / "derived" / self.image_sha256
 
 
 def overlay_png(overlay: OverlayPart) -> bytes:

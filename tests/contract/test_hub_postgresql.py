@@ -10,7 +10,7 @@ import sqlalchemy
 from sqlalchemy import func, select
 
 from appliance.records import Triage
-from hub import cases, reviews, tables
+from hub import cases, fleet, reviews, tables
 from hub.blobs import BlobStore
 from hub.config import EscalationConfig, OutboxConfig
 from hub.database import MIGRATIONS, Database
@@ -97,7 +97,7 @@ def test_the_worklist_reviews_and_escalation_work_on_postgresql(database, blobs)
         reviews.review(connection, database, result(1).capture.id, request, "Dr Roe", now_ms)
     with database.read() as connection:
         assert cases.case(connection, result(1).capture.id, now_ms).summary.open is False
-        assert [box.open_cases for box in cases.devices(connection)] == [1]
+        assert [box.open_cases for box in fleet.devices(connection)] == [1]
         assert cases.totals(connection, now_ms)["reviewed"] == 1
 
 

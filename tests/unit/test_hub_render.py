@@ -7,11 +7,12 @@ import json
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from hub.render import MAXIMUM_SIDE, RenderError, rendered
+from hub.render import AT_ONCE, MAXIMUM_SIDE, RenderError, frame, rendered
 
 
 def dicom(path, pixels, photometric="MONOCHROME2", **fields):
@@ -83,4 +84,75 @@ def test_a_picture_is_made_once(ramp, tmp_path):
     first = rendered(path, tmp_path / "out")
     path.unlink()
     assert rendered(path, tmp_path / "out") == first
-    assert json.loads((tmp_path / "out" / "image.json").read_text(encoding="utf-8"))["columns"] == 64
+    assert json.loads((tmp_path / "out" / "picture.json").read_text(encoding="utf-8"))["columns"] == 64
+
+
+def region(units=3):
+    made = Dataset()
+    made.RegionSpatialFormat, made.PhysicalUnitsXDirection, made.PhysicalUnitsYDirection = 1, units, units
+    made.PhysicalDeltaX, made.PhysicalDeltaY = 0.05, 0.04
+    return made
+
+
+@pytest.mark.parametrize(
+    ("fields", "spacing", "where"),
+    [
+        ({"PixelSpacing": ["0.2", "0.3"]}, (0.2, 0.3), "patient"),
+        ({"ImagerPixelSpacing": ["0.2", "0.2"], "Modality": "DX"}, (0.2, 0.2), "detector"),
+        ({"ImagerPixelSpacing": ["0.2", "0.2"], "PixelSpacing": ["0.2", "0.2"]}, (0.2, 0.2), "detector"),
+        ({"ImagerPixelSpacing": ["0.2", "0.2"], "PixelSpacing": ["0.1", "0.1"]}, (0.1, 0.1), "patient"),
+        ({"PixelSpacing": ["0.2", "0.2"], "Modality": "CR"}, (0.2, 0.2), "detector"),
+        ({"SequenceOfUltrasoundRegions": [region()]}, (0.4, 0.5), "patient"),
+        ({"SequenceOfUltrasoundRegions": [region(units=4)]}, None, ""),
+        ({"PixelSpacing": ["0", "0"]}, None, "patient"),
+        ({}, None, ""),
+    ],
+)
+def test_a_length_has_the_files_scale_and_says_where_it_holds(fields, spacing, where, ramp, tmp_path):
+    picture = rendered(dicom(tmp_path / "a.dcm", ramp, **fields), tmp_path / "out")
+    assert (picture.spacing == pytest.approx(spacing)) if spacing else (picture.spacing is None)
+    assert picture.spacing_at == where
+
+
+def test_the_scale_follows_when_the_picture_is_made_smaller(tmp_path):
+    pixels = np.zeros((8, 2 * MAXIMUM_SIDE), np.uint16)
+    picture = rendered(dicom(tmp_path / "a.dcm", pixels, PixelSpacing=["0.1", "0.1"]), tmp_path / "out")
+    assert picture.spacing == pytest.approx((0.2, 0.2))
+
+
+def clip(path, frames, **fields):
+    pixels = np.zeros((frames, 16, 16), np.uint16)
+    pixels[np.arange(frames), :, 0] = np.arange(frames)[:, None] * (4095 // frames)
+    pixels[:, 0, -1] = 4095
+    stacked = dicom(path, pixels.reshape(frames * 16, 16), **fields)
+    dataset = pydicom.dcmread(stacked)
+    dataset.Rows, dataset.NumberOfFrames = 16, frames
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_clips_frames_are_decoded_as_they_are_asked_for_and_each_is_its_own(tmp_path):
+    path = clip(tmp_path / "a.dcm", AT_ONCE + 2, FrameTime="40")
+    folder = tmp_path / "out"
+    picture = rendered(path, folder)
+    assert picture.frames == AT_ONCE + 2
+    assert picture.times_ms[:3] == [0, 40, 80]
+    first = cv2.imread(str(frame(path, folder, 1)), cv2.IMREAD_GRAYSCALE)
+    assert not (folder / f"frame-{AT_ONCE}.jpg").exists()
+    last = cv2.imread(str(frame(path, folder, AT_ONCE + 1)), cv2.IMREAD_GRAYSCALE)
+    assert last[8, 0] > first[8, 0] + 100
+    with pytest.raises(RenderError, match="frames"):
+        frame(path, folder, AT_ONCE + 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "times", "said"),
+    [
+        ({"FrameTimeVector": ["0", "10", "30"]}, [0, 10, 40], True),
+        ({"CineRate": "20"}, [0, 50, 100], True),
+        ({}, [0, 40, 80], False),
+    ],
+)
+def test_frame_times_are_the_files_or_said_to_be_assumed(fields, times, said, tmp_path):
+    picture = rendered(clip(tmp_path / "a.dcm", 3, **fields), tmp_path / "out")
+    assert (picture.times_ms, picture.times_said) == (times, said)

@@ -62,8 +62,12 @@
   events.addEventListener("change", refresh);
   events.addEventListener("error", () => say("Not connected to the hub: what you see may be old."));
 
+  for (const select of document.querySelectorAll("#filter select")) {
+    select.addEventListener("change", () => document.getElementById("filter").submit());
+  }
   document.addEventListener("keydown", (event) => {
     if (event.target.closest("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "/") { event.preventDefault(); document.querySelector("#filter [name=text]")?.focus(); return; }
     const step = { j: 1, k: -1 }[event.key];
     if (!step) return;
     const links = [...list.querySelectorAll(".open-case")];
