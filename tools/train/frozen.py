@@ -41,7 +41,12 @@ def pooled(images: npt.NDArray[np.floating], folder: Path) -> npt.NDArray[np.flo
 
 
 def fit(
-    features: npt.NDArray[np.float32], owner: npt.NDArray[np.int64], labels: Floats, rows: Rows, strength: float
+    features: npt.NDArray[np.float32],
+    owner: npt.NDArray[np.int64],
+    labels: Floats,
+    rows: Rows,
+    strength: float,
+    floors: Sequence[float],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Weights ``[F, channels]`` and bias ``[F]`` of logistic regressions on standardised features.
 
@@ -51,16 +56,19 @@ def fit(
         labels: ``[clips, F]``, NaN where unknown.
         rows: The clips to learn from.
         strength: scikit-learn's ``C``.
+        floors: Of each finding, what is added to every channel's spread, as a share of the median spread: channels that
+            hardly move get less weight, which INT8 rounding of them would multiply.
     """
     from sklearn.linear_model import LogisticRegression
 
     weights, biases = [], []
-    for column in labels.T:
+    for column, floor in zip(labels.T, floors, strict=True):
         known = (rows & ~np.isnan(column))[owner]
         truth, each = column[owner][known], 1.0 / np.bincount(owner)[owner][known]
         for value in (0.0, 1.0):
             each[truth == value] *= 0.5 * known.sum() / each[truth == value].sum()
         mean, spread = features[known].mean(0), features[known].std(0) + 1e-3
+        spread = spread + np.float32(floor) * np.median(spread)
         model = LogisticRegression(C=strength, max_iter=300)
         model.fit((features[known] - mean) / spread, truth, sample_weight=each)
         weights.append(model.coef_[0] / spread)

@@ -38,6 +38,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_float: list[str]
     frozen: dict[str, float]
     frozen_strength: float
+    frozen_floor: dict[str, float]
     settings: finetune.Settings
 
 
@@ -76,7 +77,8 @@ def quantised(net: lite0.Lite0, cache: Cache, found: list[Clip], rows: Rows, tra
     """Write the forms of ``net`` with the frozen net beside it, calibrated on frames of ``rows``, clips weighing the same."""
     features = frozen.pooled(cache.images, path.parent)
     labels = np.array([clip.labels for clip in found])
-    weights, biases = frozen.fit(features, cache.image_owner, labels, rows, training.frozen_strength)
+    floors = [training.frozen_floor[name] for name in FINDINGS]
+    weights, biases = frozen.fit(features, cache.image_owner, labels, rows, training.frozen_strength, floors)
     share = [training.frozen[name] for name in FINDINGS]
     beside = frozen.beside(weights, biases, share, training.settings.since)
     random = np.random.default_rng(5)
