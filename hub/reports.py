@@ -90,15 +90,14 @@ def drafted(result: Result, last: ReviewMessage | None) -> str:
         lines.append("- The box's reading was rejected.")
     else:
         lines += [f"- {label}: present" for label in there] + [f"- {label}: not seen" for label in absent]
+        lines += [] if result.findings else ["- None reported by the box."]
     lines += [
         f"- {one.label}: {one.value:.4g} {'' if one.unit == '1' else one.unit}".rstrip() for one in result.measures
     ]
     lines += ["", "Impression:"]
     triage = (last.triage if last else None) or result.triage
-    impression = (
-        ", ".join(there) if there and not rejected else ("" if rejected else "None of the findings looked for.")
-    )
-    lines.append(f"{impression} {_URGENCY[triage]}".strip())
+    impression = f"{', '.join(there)}." if there else "None of the findings looked for."
+    lines.append(_URGENCY[triage] if rejected or not result.findings else f"{impression} {_URGENCY[triage]}")
     if last is not None and last.note and not rejected:
         lines.append(last.note)
     return "\n".join(lines)[:LONGEST]

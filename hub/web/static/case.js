@@ -28,6 +28,14 @@
     strength.addEventListener("input", draw);
     draw();
   }
+  // As large as the place allows, small previews too.
+  const fit = (element, columns, rows) => {
+    frame.style.width = `min(100%, ${(76 * columns / rows).toFixed(2)}vh)`;
+    element.style.width = "100%";
+  };
+  const fitPicture = () => { if (picture.naturalWidth) fit(picture, picture.naturalWidth, picture.naturalHeight); };
+  picture.addEventListener("load", fitPicture);
+  fitPicture();
   for (const part of document.querySelectorAll(".js-only")) part.hidden = false;
 
   // Brightness and contrast.
@@ -78,6 +86,7 @@
     defaults();
     paint();
     picture.replaceWith(canvas);
+    fit(canvas, columns, rows);
     document.querySelector(".grey-only").hidden = false;
     document.querySelector(".grey-tool").hidden = false;
     centre.addEventListener("input", repaint);
