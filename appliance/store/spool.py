@@ -2,7 +2,8 @@
 
 What this module keeps true: ``append`` returns when the piece is durable, encrypted under a key of its own; after a power cut
 at any instant all pieces whose ``append`` had returned are read back, in order, and at most the last one is missing. A piece
-that was changed on the disk ends what is read back; it is never given out.
+that was changed on the disk ends what is read back; it is never given out. After a piece that failed none is taken: no nonce is
+used twice.
 
 Format, integers big-endian: 8 bytes magic, 60 bytes wrapped key; then pieces: 4 bytes length of what follows, AES-256-GCM of
 the piece with its number (12 bytes) as nonce, the header authenticated with each.
@@ -39,6 +40,7 @@ class SpoolWriter:
         self._cipher = AESGCM(key)
         self._header = MAGIC + spool.key.wrap(key)
         self._pieces = 0
+        self._torn: OSError | None = None
         self._file = spool.files.create(path)
         self._file.write(self._header)
 
@@ -48,12 +50,18 @@ class SpoolWriter:
         return self.path.stem
 
     def append(self, piece: bytes) -> None:
-        """Add a piece (at most ``LONGEST`` bytes); durable on return. ``OSError`` as the kernel gave it."""
+        """Add a piece (at most ``LONGEST`` bytes); durable on return. ``OSError`` as the kernel gave it, and from then on."""
         if len(piece) > LONGEST:
             raise ValueError(f"a piece of {len(piece)} bytes; at most {LONGEST} fit")
+        if self._torn is not None:  # behind half a piece nothing is read back, and its nonce was used
+            raise OSError(self._torn.errno, self._torn.strerror)
         sealed = self._cipher.encrypt(_nonce(self._pieces), piece, self._header)
-        self._file.write(struct.pack(">I", len(sealed)) + sealed)
-        self._file.sync()
+        try:
+            self._file.write(struct.pack(">I", len(sealed)) + sealed)
+            self._file.sync()
+        except OSError as error:
+            self._torn = error
+            raise
         self._pieces += 1
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,40 @@ def test_every_piece_is_durable_when_append_returns(tmp_path: Path) -> None:
     for _ in range(3):
         writer.append(b"x" * 1000)
         assert files.synced[writer.path] == writer.path.stat().st_size
+
+
+def test_after_a_piece_that_did_not_fit_none_is_taken_so_that_no_nonce_is_used_twice(tmp_path: Path) -> None:
+    room = [400]
+
+    class Full(RealFiles):
+        def create(self, path: Path) -> OpenFile:
+            inner = super().create(path)
+
+            class Small:
+                def write(self, data: bytes | bytearray | memoryview) -> None:
+                    taken = min(len(data), room[0])
+                    room[0] -= taken
+                    inner.write(bytes(data)[:taken])
+                    if taken < len(data):
+                        raise OSError(errno.ENOSPC, "No space left on device")
+
+                def sync(self) -> None:
+                    inner.sync()
+
+                def close(self) -> None:
+                    inner.close()
+
+            return Small()
+
+    spool = Spool(tmp_path, KEY, Full())
+    writer = spool.begin(b"first")
+    with pytest.raises(OSError, match="No space"):
+        writer.append(b"x" * 1000)
+    torn, room[0] = writer.path.read_bytes(), 10_000
+    with pytest.raises(OSError, match="No space"):
+        writer.append(b"the end")
+    assert writer.path.read_bytes() == torn
+    assert list(spool.pieces(writer.name)) == [b"first"]
 
 
 def test_a_changed_piece_ends_what_is_read_back(tmp_path: Path) -> None:
