@@ -1,7 +1,8 @@
 """From the pieces of a spooled recording to the file that goes through the door.
 
 What this module keeps true: what is read is what was written, as far as it goes: a recording without its end was interrupted
-and says so; lost samples whose number is known are silence of that length; the same pieces make the same file.
+and says so; lost samples whose number is known are silence of that length; the same pieces make the same file, and those of
+two recordings never do.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ def finish(parts: Iterable[bytes]) -> Finished | None:
         return None
     whole = np.concatenate(samples)
     finished = Finished(begun=begun, ended=ended, seconds=whole.size / begun.rate_hz, filled=filled, flac=b"")
-    return msgspec.structs.replace(finished, flac=flac_of(whole, begun.rate_hz, describe(finished)))
+    when = begun.moment  # two silent recordings are two captures, whose patients may differ
+    comment = f"{describe(finished)}; begun {when.wall}, boot {when.boot_id}, {when.monotonic_ns} ns"
+    return msgspec.structs.replace(finished, flac=flac_of(whole, begun.rate_hz, comment))
 
 
 def describe(finished: Finished) -> str:
