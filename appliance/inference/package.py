@@ -128,6 +128,10 @@ def _harmless(entry: zipfile.ZipInfo, path: Path) -> None:
         raise BundleError(f"{path}: the path {entry.filename!r} leads outside the bundle; {_REFUSE}")
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise BundleError(f"{path}: {entry.filename!r} is a link or a device, not a file; {_REFUSE}")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BundleError(
+            f"{path}: {entry.filename!r} is packed in a way that isn't unpacked here; pack it with zip -r"
+        )
     if entry.flag_bits & 1:
         raise BundleError(f"{path}: {entry.filename!r} is encrypted; unpack it and install the folder")
 

@@ -305,6 +305,7 @@ def link(archive: zipfile.ZipFile) -> None:
         (lambda archive: archive.writestr("C:\\outside", "x"), "leads outside"),
         (link, "is a link"),
         (lambda archive: archive.writestr("model.onnx", "another"), "twice"),
+        (lambda archive: archive.writestr("packed", "x", zipfile.ZIP_LZMA), "packed in a way"),
         (lambda archive: [archive.writestr(f"{n}", "") for n in range(package.MOST_FILES)], "entries"),
     ],
 )
