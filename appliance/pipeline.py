@@ -272,6 +272,10 @@ def _put_result(store: Store, tx: Transaction, device: str, entered: Entered, hi
     word = store.attachments.current(capture.id, tx)
     visit = store.patients.visit(word.visit, tx) if word is not None and word.visit else None
     told = within(capture, visit, word)
+    if hide is not None:
+        from appliance.interop.outgoing import unquoted
+
+        reading = unquoted(reading)
     said = msgspec.structs.replace(reading, warnings=(*reading.warnings, *_cautions(store, capture)))
     result = result_of(hide(told) if hide is not None else told, said, device, entered.sequence, revision)
     payload = messages.encode(result)

@@ -16,9 +16,10 @@ import msgspec
 from appliance.config import DeidentifyConfig
 from appliance.interop.deidentify import Blind, Withheld, deidentified, mapped_uid, names_in, pseudonym
 from appliance.interop.profile import Options, area
-from appliance.records import Capture, Patient
+from appliance.records import Capture, Patient, Reading
 
 _TERM = re.compile(r"[A-Za-z][A-Za-z _-]{0,31}")
+_QUOTED = re.compile(r"\s*[(:\"]|\s+'")
 
 
 class Clean(NamedTuple):
@@ -62,6 +63,22 @@ def hidden(capture: Capture, blind: Blind, options: Options) -> Capture:
         description="",
         source="",
     )
+
+
+def unquoted(reading: Reading) -> Reading:
+    """The reading without what its reasons and warnings quote from the file (a body part, a damaged value, an age).
+
+    Reasons are written so that what is quoted stands behind a bracket, a colon or a quotation mark.
+    """
+    refusal = reading.refusal
+    if refusal is not None:
+        refusal = msgspec.structs.replace(refusal, reason=_own_words(refusal.reason))
+    warnings_left = tuple(_own_words(one) for one in reading.warnings)
+    return msgspec.structs.replace(reading, refusal=refusal, warnings=warnings_left)
+
+
+def _own_words(text: str) -> str:
+    return _QUOTED.split(text, maxsplit=1)[0].rstrip(" .") + "."
 
 
 def _term(text: str, who: Patient) -> str:

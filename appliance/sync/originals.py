@@ -29,6 +29,7 @@ from appliance.inference.worker import Result
 from appliance.protocol.originals import ENCODING, restored
 from appliance.records import Capture
 from appliance.store import audit
+from appliance.store.attachments import within
 from appliance.store.errors import StoreError
 from appliance.store.journal import Transaction
 from appliance.store.outbox import Priority
@@ -257,7 +258,7 @@ class Originals:
         if not self._encoding:
             self._encoding = True
             self._encoder.start()
-        whose = capture if self._clean else None
+        whose = self._whose(capture) if self._clean else None
         request = EncodeRequest(sha256=capture.sha256, media_type=capture.media_type, capture=whose)
         future = self._encoder.submit(msgspec.msgpack.encode(request), 0, TIME_LIMIT)
         while not self._stop.is_set():
@@ -271,8 +272,14 @@ class Originals:
                 return None
             self.counts["failed"] += 1
             _log.warning("an original could not be prepared", capture=due.capture_id, reason=answer.reason)
-            return Encoded()
+            return None if self._clean else Encoded()  # withheld for good only after ``_TRIES_TO_CLEAN`` more
         return None
+
+    def _whose(self, capture: Capture) -> Capture:
+        """The capture with the patient whom a person confirmed: a technician may have typed that name anywhere in the file."""
+        word = self._store.attachments.current(capture.id)
+        visit = self._store.patients.visit(word.visit) if word is not None and word.visit else None
+        return capture if visit is None else within(capture, visit, word)
 
     def _serve(self) -> None:
         while not self._stop.is_set():

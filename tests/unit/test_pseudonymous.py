@@ -17,12 +17,13 @@ from appliance.capture.intake import Facts, Intake
 from appliance.cli import app
 from appliance.config import DeidentifyConfig, LinkConfig
 from appliance.inference.worker import Result
-from appliance.interop.outgoing import hidden, options_of
+from appliance.interop.outgoing import hidden, options_of, unquoted
 from appliance.interop.profile import ProfileError
 from appliance.pipeline import Pipeline
 from appliance.protocol import messages
-from appliance.records import CaptureState, Modality, Patient, Triage
+from appliance.records import Capture, CaptureState, Modality, Patient, Reading, Refusal, Triage
 from appliance.store import audit
+from appliance.store.journal import Transaction
 from appliance.store.store import Store
 from appliance.sync import pseudonymous
 from appliance.sync.originals import Originals
@@ -42,7 +43,7 @@ class InProcess:
     def __init__(self, store: Store, *, dies: bool = False) -> None:
         settings = CleanSettings(vault=str(store.vault.folder), key=str(store.folder), options=OPTIONS)
         self._answer = pseudonymous.serve(msgspec.msgpack.encode(settings))
-        self._dies = dies
+        self.dies = dies
         self.asked = 0
 
     def start(self) -> None:
@@ -54,7 +55,7 @@ class InProcess:
     def submit(self, request: bytes, priority: int, timeout_s: float) -> Future[Result]:
         self.asked += 1
         future: Future[Result] = Future()
-        future.set_result(Result("died", reason="killed") if self._dies else Result("ok", self._answer(request)))
+        future.set_result(Result("died", reason="killed") if self.dies else Result("ok", self._answer(request)))
         return future
 
 
@@ -113,6 +114,93 @@ def test_nothing_that_waits_for_the_hub_names_the_patient(tmp_path: Path) -> Non
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("This is not a chest X-ray (the file says OKONKWO).", "This is not a chest X-ray."),
+        (
+            "The DICOM header can't be parsed (ValueError: 'Okonkwo^Adaeze (f)').",
+            "The DICOM header can't be parsed.",
+        ),
+        (
+            "The file names a body part that is not known here: ADAEZE O.",
+            "The file names a body part that is not known here.",
+        ),
+        ("The transfer syntax 'MRN-778812' is not supported.", "The transfer syntax."),
+        ("The model was not made for this age (97 years).", "The model was not made for this age."),
+        ("The film is blurred.", "The film is blurred."),
+    ],
+)
+def test_reasons_and_warnings_leave_without_what_they_quote_from_the_file(said: str, left: str) -> None:
+    refusal = Refusal(code="x", reason=said, advice="Take it again.")
+    one = Reading(
+        capture_id="c",
+        modality=Modality.CHEST_XRAY,
+        status="not_read",
+        triage=Triage.URGENT,
+        advice="",
+        refusal=refusal,
+        warnings=(said,),
+    )
+    after = unquoted(one)
+    assert after.refusal is not None
+    assert (after.refusal.reason, after.warnings) == (left, (left,))
+
+
+def test_a_result_of_a_file_with_a_name_for_its_body_part_names_nobody(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with Intake(store, DEVICE).open() as incoming:
+        incoming.write(b"film")
+        kept = incoming.keep(
+            Facts(modality=Modality.CHEST_XRAY, media_type="application/dicom", source="", patient=WHO)
+        )
+    entry = store.captures.get(kept.capture_id)
+    refusal = Refusal(code="not-chest", reason="This is not a chest X-ray (the file says OKONKWO).", advice="")
+    said = Reading(
+        capture_id=kept.capture_id,
+        modality=Modality.CHEST_XRAY,
+        status="not_read",
+        triage=Triage.URGENT,
+        advice="",
+        refusal=refusal,
+    )
+
+    def hide(capture: Capture) -> Capture:
+        return hidden(capture, store.key.blind, OPTIONS)
+
+    def write(tx: Transaction) -> None:
+        store.captures.checked(tx, kept.capture_id)
+        store.captures.read(tx, said, "2026-11-23T00:00:00Z")
+
+    store.journal.write(write)
+    readers = SimulatedReaders()
+    Pipeline(store, readers, DEVICE, LinkConfig(), 5.0, hide=hide).step()
+    (out,) = [store.outbox.payload(item.id) for item in store.outbox.waiting()]
+    assert b"not a chest X-ray" in out
+    assert b"okonkwo" not in out.lower()
+    assert entry.capture.patient == WHO
+    store.close()
+
+
+def test_the_name_of_whom_a_person_confirmed_is_looked_for_in_the_file_too(tmp_path: Path) -> None:
+    film = file_of(an_object(PatientName="", PatientID="", SeriesDescription="", Manufacturer="for Makena"))
+    store = reported(tmp_path, film, "application/dicom")
+    (due,) = [store.transfers.next_due()]
+    assert due is not None
+
+    def confirm(tx: Transaction) -> None:
+        patient = Patient(id="K-1", name="Makena^Njeri", birth_date="1990-01-01")
+        visit = store.patients.open_visit(tx, store.patients.enter(tx, patient), store.now())
+        store.attachments.attach(
+            tx, due.capture_id, visit, seen=0, by="nurse", moment=store.now(), confirmed=("number", "name")
+        )
+
+    store.journal.write(confirm)
+    assert Originals(store, InProcess(store), clean=True).step()
+    assert not [out for out in leaving(store) if b"Makena" in out]
+    store.close()
+
+
 def test_a_picture_that_can_not_be_cleaned_stays_and_its_capture_is_done_without_it(tmp_path: Path) -> None:
     scan = file_of(an_object("US"))
     store = reported(tmp_path, scan, "application/dicom", Modality.LUNG_ULTRASOUND)
@@ -131,11 +219,24 @@ def test_a_picture_that_can_not_be_cleaned_stays_and_its_capture_is_done_without
 
 def test_when_the_cleaning_dies_nothing_goes_as_it_is(tmp_path: Path) -> None:
     store = reported(tmp_path, file_of(an_object()), "application/dicom")
-    one = Originals(store, InProcess(store, dies=True), clean=True)
-    while one.step():
-        pass
-    assert one.counts["withheld"] == 1
+    cleaning = InProcess(store, dies=True)
+    one = Originals(store, cleaning, clean=True)
+    while not one.counts["withheld"]:
+        one.step()
+    assert cleaning.asked == 3
     assert not store.transfers.waiting()
+    store.close()
+
+
+def test_a_cleaning_that_died_once_costs_the_radiologist_nothing(tmp_path: Path) -> None:
+    store = reported(tmp_path, file_of(an_object()), "application/dicom")
+    cleaning = InProcess(store, dies=True)
+    one = Originals(store, cleaning, clean=True)
+    assert not one.step()
+    cleaning.dies = False
+    assert one.step()
+    assert not one.counts["withheld"]
+    assert {item.kind for item in store.transfers.waiting()} == {"preview", "original"}
     store.close()
 
 
