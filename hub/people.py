@@ -176,7 +176,7 @@ class People:
         free = {_subject("name", name): FREE_GUESSES, _subject("address", address): FREE_OF_ADDRESS}
         with self._database.write() as connection:
             connection.execute(tables.throttle.delete().where(_throttle.changed_ms < now_ms - _KEEP_COUNT_MS))
-            query = select(tables.throttle).where(_throttle.subject.in_(list(free)))
+            query = select(tables.throttle).where(_throttle.subject.in_(list(free))).with_for_update()
             rows = {row.subject: row for row in connection.execute(query)}
             wait = max((min(row.until_ms - now_ms, LONGEST_MS) for row in rows.values()), default=0)
             if wait > 0:

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: install Debian's package chromium"),
 ]
-WORDS = "No pneumothorax. Repeat the film if the child gets worse."
+WORDS = "No pneumothorax. Repeat the film if she gets worse."
 
 
 @pytest.fixture
