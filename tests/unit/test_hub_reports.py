@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from sqlalchemy import select
 
 from appliance.protocol.messages import FindingPart, ReviewMessage, Telemetry, decode
 from appliance.records import Modality, Moment, Patient, Triage
+from hub import tables
 from hub.quality import percentile, wilson
 from tests.unit.test_hub_web import MINUTE, Hub
 from tests.wire import OTHER_BOX, incoming, result
@@ -246,3 +248,20 @@ def test_the_boxes_page_says_storage_link_and_what_goes_again(hub):
     text = hub.client.get("/devices").text
     assert "5.0 % of it again" in text
     assert "51 °C" in text
+
+
+def test_a_database_of_the_last_version_learns_whose_its_captures_are(hub):
+    amina = Patient(id="17", sex="F")
+    hub.take(of_patient(1, amina), of_patient(2, amina, hours=90))
+    with hub.database.write() as connection:
+        before = connection.execute(select(tables.capture.c.patient)).scalars().all()
+        connection.exec_driver_sql("DROP INDEX capture_patient")
+        connection.exec_driver_sql("ALTER TABLE capture DROP COLUMN patient")
+        for name in ("person", "throttle", "web_session", "api_token", "draft", "report"):
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+        connection.execute(tables.schema_version.update().values(version=3))
+    assert hub.database.migrate() == 3
+    with hub.database.read() as connection:
+        assert connection.execute(select(tables.capture.c.patient)).scalars().all() == before
+    assert len(set(before)) == 1
+    assert "Of the same patient" in page(hub)
