@@ -20,6 +20,9 @@ from appliance.capture.intake import Intake, IntakeError
 from appliance.config import Config
 from appliance.records import Modality, Moment
 from appliance.store.errors import InUse, StoreError
+from appliance.store.files import RealFiles
+from appliance.store.keys import open_key
+from appliance.store.people import local_secret
 from appliance.store.store import Store
 
 SOURCE = "file"
@@ -52,7 +55,7 @@ def add_files(config: Config, files: Iterable[Path], modality: Modality, now: Ca
     try:
         store = Store(config.storage, now)
     except InUse:
-        yield from _through_console(config, files, modality)
+        yield from _through_console(config, files, modality, local_secret(open_key(config.state, RealFiles())))
         return
     try:
         intake = Intake(store, f"{config.device.site}/{config.device.name}")
@@ -78,7 +81,7 @@ def keep_file(intake: Intake, path: Path, modality: Modality) -> Added:
     return Added(path, _words(kept.capture_id, duplicate=kept.duplicate, conflict=kept.conflict), kept=True)
 
 
-def _through_console(config: Config, files: Iterable[Path], modality: Modality) -> Iterator[Added]:
+def _through_console(config: Config, files: Iterable[Path], modality: Modality, token: str) -> Iterator[Added]:
     if not config.console.enabled:
         raise StoreError("the daemon is running without its console; put the files into the watched folder instead")
     host = "127.0.0.1" if config.console.address in ("0.0.0.0", "::") else config.console.address  # noqa: S104
@@ -86,7 +89,8 @@ def _through_console(config: Config, files: Iterable[Path], modality: Modality) 
         connection = http.client.HTTPConnection(host, config.console.port, timeout=_TIMEOUT)
         try:
             body, content_type = _form(path.read_bytes(), "" if modality is Modality.OTHER else modality.value)
-            connection.request("POST", "/api/captures", body=body, headers={"Content-Type": content_type})
+            headers = {"Content-Type": content_type, "Authorization": f"Bearer {token}"}
+            connection.request("POST", "/api/captures", body=body, headers=headers)
             answer = msgspec.json.decode(connection.getresponse().read(), type=_Answer)
         except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
             yield Added(path, f"not kept: the running daemon's console did not take it ({error})", kept=False)
