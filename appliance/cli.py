@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from appliance.cli_console import console_code
+from appliance.cli_console import console_certificate, console_code
 from appliance.cli_deidentify import deidentify
 from appliance.cli_devices import devices
 from appliance.cli_identity import audit_app, enrol, erase, seal_key
@@ -55,6 +55,7 @@ app.command("seal-key")(seal_key)
 app.command()(deidentify)
 app.command()(devices)
 app.command("console-code")(console_code)
+app.command("console-certificate")(console_certificate)
 app.command()(provision)
 app.command()(backup)
 app.command()(stick)

@@ -1,11 +1,13 @@
-"""``bedside console-code``: the code by which somebody becomes an administrator of the console.
+"""``bedside console-code`` and ``console-certificate``: how people and tablets come to the console.
 
 What this module keeps true: only who may read the state folder of this box gets the code; a code is made only where nobody
-could sign in otherwise, or when it is asked for.
+could sign in otherwise, or when it is asked for. What tablets are to trust is public; its fingerprint is
+told apart from it.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,3 +30,21 @@ def console_code(
         complain(f"{folder}: there is no code: somebody can sign in already; make one all the same with --new")
         raise typer.Exit(1)
     typer.echo(code)
+
+
+def console_certificate(
+    out: Annotated[Path | None, typer.Option(help="Write the certificate (PEM) to this file, for tablets.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print the fingerprint of the certificate that tablets are to trust (console.tls = "own")."""
+    from appliance.console.certificate import authority_pem, fingerprint
+
+    folder = configured(config).state
+    with told(OSError):
+        pem = authority_pem(folder)
+        if pem is not None and out is not None:
+            out.write_bytes(pem)
+    if pem is None:
+        complain(f'{folder}: there is no certificate yet: set console.tls = "own" and start the daemon')
+        raise typer.Exit(1)
+    typer.echo(fingerprint(pem))

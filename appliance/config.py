@@ -226,13 +226,37 @@ class ConsoleConfig(Section, frozen=True, kw_only=True):
 
     enabled: Annotated[bool, field("Serve the console")] = True
     address: Annotated[str, field("Address to listen on")] = "127.0.0.1"
-    port: Annotated[Port, field("Port to listen on")] = 8080
+    port: Annotated[Port, field("Port to listen on; with TLS in clear for the box's own screen only")] = 8080
+    tls: Annotated[
+        Literal["off", "own", "files"],
+        field(
+            "TLS for tablets: own makes a certificate of this box (`bedside console-certificate`), files takes yours"
+        ),
+    ] = "off"
+    tls_port: Annotated[Port, field("Port to listen on with TLS")] = 8443
+    certificate_file: Annotated[str, field("PEM file of the certificate, with its chain, for tls = files")] = ""
+    key_file: Annotated[str, field("PEM file of its private key")] = ""
+    plain_http: Annotated[
+        bool, field("Serve others in clear, where PINs and patients can be read on the network; TLS is the better way")
+    ] = False
     sign_in: Annotated[
         Literal["on", "off"], field("Ask people for their PIN; off only on a loopback address, for a demonstration")
     ] = "on"
     idle_lock: Annotated[
         float, field("Ask for the PIN again when nobody has touched the screen for this long", "min", ge=0.5, le=240)
     ] = 5.0
+
+    @property
+    def here(self) -> str:
+        """The address at which the box itself reaches the console, in clear."""
+        if self.tls != "off" and not _is_loopback(self.address):
+            return "127.0.0.1"
+        return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.address, self.address)  # noqa: S104
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether others than this box are served in clear."""
+        return self.enabled and self.tls == "off" and not _is_loopback(self.address)
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
@@ -314,6 +338,7 @@ def _cross_check(config: Config, name: str) -> None:
         raise ConfigError(
             f'{name}: console.sign_in: "off" needs a loopback address; write "on", or 127.0.0.1 as address'
         )
+    _check_console_tls(config.console, name)
     if link.reconnect_to < link.reconnect_from:
         raise ConfigError(f"{name}: link.reconnect_to: less than link.reconnect_from; make it at least as long")
     if storage.reserve >= storage.refuse_below:
@@ -323,6 +348,20 @@ def _cross_check(config: Config, name: str) -> None:
     _check_area(config.ultrasound.area, name)
     if config.folder.enabled and Path(config.folder.path).resolve() == config.state.resolve():
         raise ConfigError(f"{name}: folder.path: is storage.state itself; watch a folder of its own")
+
+
+def _check_console_tls(console: ConsoleConfig, name: str) -> None:
+    if console.tls == "files" and not (console.certificate_file and console.key_file):
+        raise ConfigError(
+            f'{name}: console.certificate_file, console.key_file: name both PEM files while console.tls is "files"'
+        )
+    if console.tls != "off" and console.tls_port == console.port:
+        raise ConfigError(f"{name}: console.tls_port: is console.port too; write another one, say 8443")
+    if console.is_bare and not console.plain_http:
+        raise ConfigError(
+            f"{name}: console.address: {console.address} would serve others in clear, PINs and patients too; write "
+            'console.tls = "own", or console.plain_http = true if you accept that'
+        )
 
 
 def _is_public_key(text: str) -> bool:

@@ -29,7 +29,8 @@ from appliance.capture.stethoscope_judge import Judge
 from appliance.capture.video import VideoDoor
 from appliance.capture.worklist import WorklistClient
 from appliance.config import Config
-from appliance.console.server import ConsoleError, ConsoleServer
+from appliance.console.listener import ConsoleError
+from appliance.console.server import ConsoleServer
 from appliance.health import notify, telemetry
 from appliance.health.clock import Clock, kernel_synchronised
 from appliance.health.escalation import Escalation
@@ -241,6 +242,9 @@ class Daemon:
             self._describe()
         if self.stethoscope is not None:
             self.stethoscope.tend()
+        console = self.doors.get("console")
+        if isinstance(console, ConsoleServer):
+            console.tend()
         error = kernel_synchronised()
         if error is not None and error < _TIME_UNCERTAINTY:
             self.clock.anchor(time.time(), error)

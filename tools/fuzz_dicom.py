@@ -220,7 +220,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-dicom")
     arguments = parser.parse_args()
-    until = time.monotonic() + 60 * arguments.minutes
+    until: float = time.monotonic() + 60 * arguments.minutes
     last = time.monotonic()
 
     def go_on(number: int) -> bool:

@@ -6,6 +6,8 @@ the status bar and that this is advice, not a diagnosis; no address holds anythi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -14,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
-from appliance.console import api, api_visits, listen, pages, scan, sign, visits
+from appliance.console import api, api_visits, listen, pages, scan, sign, trust, visits
 from appliance.console.binding import Unsure
 from appliance.console.context import Context
 from appliance.console.forms import NotAForm, read_form
@@ -33,13 +35,20 @@ UPLOAD_LIMIT = 200_000_000
 _YEAR_S = 31_536_000
 
 
-def make_app(context: Context, *, upload_limit: int = UPLOAD_LIMIT, sessions: Sessions | None = None) -> Starlette:
+def make_app(
+    context: Context,
+    *,
+    upload_limit: int = UPLOAD_LIMIT,
+    sessions: Sessions | None = None,
+    authority: Callable[[], bytes | None] | None = None,
+) -> Starlette:
     """The application over a context.
 
     ``upload_limit``: most bytes of a request. ``sessions``: who is signed in; ``None`` for a console without sign-in, which
-    is for demonstrations on a loopback address only.
+    is for demonstrations on a loopback address only. ``authority``: the certificate (PEM) that tablets are to trust, where
+    the box makes its own.
     """
-    site = Site(context, has_sign_in=sessions is not None)
+    site = Site(context, has_sign_in=sessions is not None, has_authority=authority is not None)
 
     async def hand_in(request: Request) -> Response:
         kept = await api.keep(site, request)
@@ -59,7 +68,8 @@ def make_app(context: Context, *, upload_limit: int = UPLOAD_LIMIT, sessions: Se
         response = visits.see(sign.local(form.text("back")))
         if form.text("language") in languages():
             tag = form.text("language")
-            response.set_cookie(LANGUAGE_COOKIE, tag, max_age=_YEAR_S, httponly=True, samesite="strict")
+            secure = request.url.scheme == "https"
+            response.set_cookie(LANGUAGE_COOKIE, tag, max_age=_YEAR_S, httponly=True, samesite="strict", secure=secure)
         return response
 
     routes: list[BaseRoute] = [
@@ -68,6 +78,7 @@ def make_app(context: Context, *, upload_limit: int = UPLOAD_LIMIT, sessions: Se
         *scan.routes(site),
         *listen.routes(site),
         *(sign.routes(site, sessions) if sessions is not None else ()),
+        *(trust.routes(site, authority) if authority is not None else ()),
         Guarded("/captures", hand_in, role=Role.NURSE, method="POST"),
         Guarded("/captures/{id}/agreement", agree, role=Role.NURSE, method="POST"),
         Guarded("/language", language, role=ANYBODY, method="POST"),

@@ -50,9 +50,10 @@ class NotHere(Exception):  # noqa: N818 - the condition's name
 class Site:
     """The context, the templates and the counts of what was refused."""
 
-    def __init__(self, context: Context, *, has_sign_in: bool = False) -> None:
+    def __init__(self, context: Context, *, has_sign_in: bool = False, has_authority: bool = False) -> None:
         self.context = context
         self.has_sign_in = has_sign_in
+        self.has_authority = has_authority
         self.reception = Reception(context)
         self.counts: Counter[str] = Counter()
         self.player = Player(self._original)
@@ -106,6 +107,7 @@ class Site:
             path=request.url.path,
             who=who_asks(request),
             has_sign_in=self.has_sign_in,
+            has_authority=self.has_authority,
             has_scan=self.context.ultrasound is not None,
             **values,
         )

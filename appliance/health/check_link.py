@@ -8,6 +8,7 @@ asked for while no daemon runs, and its session goes on. Passwords and keys are 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import errno
 import os
 import secrets
@@ -17,7 +18,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from appliance.config import Config, LinkConfig
+from cryptography import x509
+
+from appliance.config import Config, ConsoleConfig, LinkConfig
 from appliance.health.check import Check, unsure, well, wrong
 from appliance.health.check_box import is_running
 from appliance.health.clock import kernel_synchronised
@@ -237,12 +240,35 @@ def check_console(config: Config, *, running: bool) -> Check:
         return unsure(name, "not in use (console.enabled is false)")
     if not running:
         return _is_free(name, console.address, console.port, "console.port")
-    host = _HERE.get(console.address, console.address)
+    host = console.here
     try:
         socket.create_connection((host, console.port), timeout=_SECONDS).close()
     except OSError as error:
         return wrong(name, f"{host}:{console.port}: {error.strerror or error}", "look at the daemon's log")
-    return well(name, f"listens on {host}:{console.port}")
+    if console.is_bare:
+        found = f"serves {console.address}:{console.port} in clear: PINs and patients can be read on the network"
+        return wrong(name, found, 'set console.tls = "own" and let the tablets trust the box')
+    return well(name, f"listens on {host}:{console.port}") if console.tls == "off" else _secure_console(console)
+
+
+def _secure_console(console: ConsoleConfig) -> Check:
+    """How long the certificate that tablets are shown still holds; whether they trust it is theirs to say."""
+    name, host = "console", _HERE.get(console.address, console.address)
+    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, console.tls_port), timeout=_SECONDS) as bare,
+            blind.wrap_socket(bare) as link,
+        ):
+            shown = x509.load_der_x509_certificate(link.getpeercert(binary_form=True) or b"")
+    except (OSError, ValueError) as error:
+        return wrong(name, f"{host}:{console.tls_port} gives no TLS ({error})", "look at the daemon's log")
+    ends, now = shown.not_valid_after_utc, dt.datetime.now(dt.timezone.utc)
+    if ends < now + dt.timedelta(days=14):
+        remedy = "put new files at console.certificate_file and console.key_file, or look at the daemon's log"
+        return wrong(name, f"its certificate ends on {ends:%Y-%m-%d}", remedy)
+    return well(name, f"listens on {host}:{console.tls_port} with TLS; its certificate holds until {ends:%Y-%m-%d}")
 
 
 def _is_free(name: str, address: str, port: int, field: str) -> Check:

@@ -15,7 +15,8 @@ from appliance.capture.intake import StoreFull
 from appliance.config import ConsoleConfig
 from appliance.console import api, api_visits
 from appliance.console.guard import named
-from appliance.console.server import ConsoleError, ConsoleServer
+from appliance.console.listener import ConsoleError
+from appliance.console.server import ConsoleServer
 from appliance.reading.requests import Raw
 from appliance.records import Measure, Modality, Patient, Triage
 from appliance.store.store import Store

@@ -168,6 +168,24 @@ def statuses(view: StatusView) -> list[StatusView]:
     ]
 
 
+def test_the_page_about_the_certificate_says_no_word_past_the_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = World(tmp_path, tls="own", tls_port=0, sign_in="on")
+    made.status_view = StatusView()
+    made.store.people.enter("DATA", Role.NURSE, "480615")
+    monkeypatch.setattr("appliance.console.site.words", Marked)
+    try:
+        for path in ("/certificate", "/sign-in"):
+            assert not untranslated(made.client.get(path).text), path
+        monkeypatch.setattr("appliance.console.trust.is_from_here", lambda _scope: False)
+        elsewhere = made.client.get("/certificate").text
+    finally:
+        made.close()
+    assert not untranslated(elsewhere)
+    assert "console-certificate" in elsewhere
+
+
 def test_the_marking_would_notice_a_word_past_the_catalogue() -> None:
     assert untranslated('<p title="hidden">⟦said ⟦inner⟧ so⟧ <b>bare</b></p>') == ["hidden", "bare"]
 

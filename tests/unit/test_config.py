@@ -71,3 +71,31 @@ def test_the_daemon_ends_with_2_on_a_configuration_that_a_human_must_mend(tmp_pa
     assert done.returncode == 2
     assert "did you mean 'port'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('address = "0.0.0.0"', "plain_http = true"),
+        ('address = "192.168.4.1"', 'tls = "own"'),
+        ('tls = "files"\ncertificate_file = "/x.pem"', "key_file"),
+        ('tls = "own"\ntls_port = 8080', "tls_port"),
+    ],
+)
+def test_a_console_that_would_serve_others_in_clear_or_half_secured_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config.parse(f"[console]\n{text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("", "127.0.0.1"),
+        ('address = "0.0.0.0"\nplain_http = true', "127.0.0.1"),
+        ('address = "192.168.4.1"\nplain_http = true', "192.168.4.1"),
+        ('address = "192.168.4.1"\ntls = "own"', "127.0.0.1"),
+        ('address = "::1"\ntls = "own"', "::1"),
+    ],
+)
+def test_the_box_itself_reaches_its_console_in_clear(text: str, here: str) -> None:
+    assert config.parse(f"[console]\n{text}").console.here == here
