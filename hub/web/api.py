@@ -20,12 +20,13 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from appliance.protocol.messages import ReviewMessage
-from hub import cases, fleet, outbox, quality, reports, reviews, tables
+from hub import cases, encounters, fleet, outbox, quality, reports, reviews, tables
 from hub.cases import Case, CaseNotFound, CaseSummary, Wanted
+from hub.encounters import Encounter
 from hub.fleet import DeviceSummary
 from hub.people import Role
 from hub.render import Picture, RenderError
-from hub.reports import ReportRequest
+from hub.reports import ReportRequest, Reports
 from hub.reviews import ReviewRefused, ReviewRequest
 from hub.web import openapi, pictures
 from hub.web.access import READ, VIEW, route
@@ -216,6 +217,21 @@ def post_release(call: Call) -> Held:
     return Held(by="")
 
 
+def get_report(call: Call) -> Reports:
+    """The report: signed texts, and the draft that a reader kept or that the findings make."""
+    with call.site.database.read() as connection:
+        found = cases.case(connection, call.path["id"], call.site.clock_ms())
+        last = found.reviews[0].review if found.reviews else None
+        return reports.reports(connection, found.result, last)
+
+
+def get_encounter(call: Call) -> Encounter:
+    """Other captures of the same patient, and those of this encounter brought together."""
+    with call.site.database.read() as connection:
+        cases.case(connection, call.path["id"], call.site.clock_ms())
+        return encounters.encounter(connection, call.path["id"])
+
+
 def post_report(call: Call) -> ReviewMessage:
     """Sign the report, or an addendum to the signed one; the whole text goes down to the bedside as a review's note."""
     name = _person(call)
@@ -281,6 +297,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST", "/api/cases/{id}/review", post_review, "Review the case", ReviewMessage, ReviewRequest, allowed=READ
     ),
+    Endpoint("GET", "/api/cases/{id}/report", get_report, "The report, preliminary or signed", Reports),
+    Endpoint("GET", "/api/cases/{id}/encounter", get_encounter, "What else there is of the patient", Encounter),
     Endpoint(
         *("POST", "/api/cases/{id}/report", post_report, "Sign the report", ReviewMessage, ReportRequest), allowed=READ
     ),

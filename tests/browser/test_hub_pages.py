@@ -31,7 +31,7 @@ from hub.cases import case, worklist
 from hub.database import Database
 from hub.people import People, Role
 from hub.receive import Receiver
-from hub.reviews import ReviewRequest, review
+from hub.reviews import ReviewRequest, claim, review
 from hub.sessions import Sessions
 from hub.users import Passwords
 from hub.web.app import make_app
@@ -281,6 +281,18 @@ def test_a_report_is_preliminary_until_it_is_signed_with_a_confirmation(browser,
     expect(page.locator(".signed")).to_contain_text("Pneumothorax on the right.")
     expect(page.locator("#h-report")).to_contain_text("Signed")
     expect(page.locator(".reviews")).to_contain_text("Pneumothorax on the right.")
+
+
+def test_an_open_case_says_that_somebody_else_has_claimed_it(browser, hub):
+    message = hub.take(result())
+    page = reader(browser, hub, message)
+    expect(page.locator("#changed")).to_be_hidden()
+    page.wait_for_function("!document.getElementById('acknowledge')")
+    with hub.database.write() as connection:
+        claim(connection, hub.database, message.capture.id, "Dr Low", hub.receiver.now_ms())
+    expect(page.locator("#changed")).to_contain_text("changed meanwhile", timeout=10_000)
+    page.click("#changed a")
+    expect(page.locator("main")).to_contain_text("Dr Low is reading this case")
 
 
 def test_a_length_is_measured_by_two_presses_in_millimetres_at_the_detector(browser, hub):

@@ -102,6 +102,17 @@ def test_signing_what_somebody_else_has_changed_is_refused_and_the_text_is_not_l
     assert "My own words." in answer.text
 
 
+def test_programs_read_report_and_encounter_as_json(hub):
+    hub.take(result())
+    assert hub.json(case_of(result()) + "/report")["state"] == "preliminary"
+    write(hub, "Pneumothorax on the right.")
+    found = hub.json(case_of(result()) + "/report")
+    assert [(part["text"], part["signer"]) for part in found["signed"]] == [("Pneumothorax on the right.", "Dr Roe")]
+    assert hub.json(case_of(result()) + "/encounter") == {"others": [], "assessment": None}
+    for name in ("report", "encounter"):
+        assert hub.client.get(f"/api/cases/{'0' * 32}/{name}").status_code == 404
+
+
 def test_an_empty_or_endless_report_is_refused(hub):
     hub.take(result())
     assert write(hub, "   ").status_code == 409

@@ -8,6 +8,20 @@
       method: "POST", headers: { "Content-Type": "application/json" }, body: "{}",
     }).then((answer) => { if (answer.ok) document.getElementById("acknowledge")?.remove(); });
   }
+  // Somebody else's claim, review or a newer result: said here, before a review is refused for it.
+  const changed = document.getElementById("changed");
+  new EventSource("/events").addEventListener("change", async () => {
+    const answer = await fetch(`/api/cases/${root.dataset.case}?fragment=1`);
+    if (!answer.ok) return;
+    const { result, reviews, summary } = await answer.json();
+    const state = `${result.id} ${reviews[0]?.review.id ?? ""} ${summary.claimed_by ?? ""}`;
+    if (state === root.dataset.state) return;
+    const link = document.createElement("a");
+    link.href = location.pathname;
+    link.textContent = "Show it";
+    changed.replaceChildren("This case has changed meanwhile. ", link);
+    changed.hidden = false;
+  });
   const form = document.getElementById("review");
   const dialog = document.getElementById("confirm");
   let then = () => {};
