@@ -13,6 +13,7 @@ SITE = """
 platform = "jetpack-6"
 [network]
 uplinks = ["eth1"]
+servers = ["192.168.50.2:4242"]
 time_servers = ["time.example.org"]
 [modem]
 apn = "internet"

@@ -1,7 +1,8 @@
 """Puts what is planned into place.
 
 What this module keeps true: each file is whole or as it was (temporary name, fsync, rename); what is already so is not
-touched; commands run only for the files that changed, only on this machine's own root, and the first that fails is named.
+touched; commands run only for the files that changed, only on this machine's own root. One that fails keeps none of the others
+from running, and each is named with the command, because it will not run again by itself: the files are so now.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ def apply(changes: Iterable[Change], root: Path, say: Callable[[str], None]) -> 
         written += 1
         pending.update({name: actions[name] for name in change.then})
     if root == Path("/"):
-        for name, action in pending.items():
-            _do(name, action, say)
+        _do_all(pending, say)
     return written, any(action.reboot for action in pending.values())
 
 
@@ -57,17 +57,23 @@ def _put(path: Path, change: Change) -> None:
         raise ConfigError(f"{path}: can't be written ({error.strerror}); run it as root") from error
 
 
-def _do(name: str, action: Action, say: Callable[[str], None]) -> None:
+def _do_all(pending: dict[str, Action], say: Callable[[str], None]) -> None:
+    failed = [words for name, action in pending.items() if (words := _do(name, action, say))]
+    if failed:
+        raise ConfigError("; ".join(failed) + "; the files are in place: mend it, then run this by hand")
+
+
+def _do(name: str, action: Action, say: Callable[[str], None]) -> str:
+    """Run the command; why it failed, in words."""
     if not action.command:
-        return
+        return ""
     command = " ".join(action.command)
     say(f"run {command}")
     try:
         done = subprocess.run(action.command, check=False, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(
-            f"{name}: {command} could not run ({error}); the files are in place, run it by hand"
-        ) from error
-    if done.returncode != 0:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise ConfigError(f"{name}: {command} failed ({last[0]}); the files are in place, mend it and run again")
+        return f"{name}: {command} could not run ({error})"
+    if done.returncode == 0:
+        return ""
+    last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"status {done.returncode}"]
+    return f"{name}: {command} failed ({last[0]})"

@@ -192,6 +192,8 @@ def _compared(target: str, text: str, mode: int, then: tuple[str, ...], root: Pa
         mode_before: int | None = stat.S_IMODE(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         before, mode_before = None, None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); run it as root") from error
     return Change(target, before, text, mode, mode_before, then, secret=mode & 0o077 == 0)
 
 

@@ -7,7 +7,7 @@ secrets stand in files of their own, never in the site file, which is made to be
 from __future__ import annotations
 
 import re
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +22,7 @@ Platform = Literal["jetpack-6", "jetpack-7", "debian"]
 _Interface = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.-]{0,14}$")]
 _Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$")]
 _Network = Annotated[str, Meta(pattern=r"^[0-9.]+/[0-9]{1,2}$")]
+_Server = Annotated[str, Meta(pattern=r"^[0-9.]+:[0-9]{1,5}$")]
 
 
 class BoxSection(Section, frozen=True, kw_only=True):
@@ -45,6 +46,12 @@ class NetworkSection(Section, frozen=True, kw_only=True):
         "192.168.0.0/16",
         "169.254.0.0/16",
     )
+    servers: Annotated[
+        tuple[_Server, ...],
+        field(
+            "What the box calls besides the hub's broker (IPv4:port): a worklist, an archive, the hub's page to enrol"
+        ),
+    ] = ()
     time_servers: Annotated[tuple[_Host, ...], field("NTP servers; empty means Debian's pool")] = ()
 
 
@@ -148,6 +155,7 @@ def _cross_check(site: Site, name: str) -> None:
         raise ConfigError(f"{name}: wifi.address: {error}; write it like 192.168.77.1/24") from error
     if address.version != 4 or address.network.prefixlen > 28:
         raise ConfigError(f"{name}: wifi.address: must be an IPv4 network of /28 or larger")
+    _check_network(site.network, name)
     if site.wifi.ssid and site.wifi.interface in site.network.uplinks:
         raise ConfigError(
             f"{name}: wifi.interface: {site.wifi.interface} is an uplink too; tablets need one of their own"
@@ -156,6 +164,27 @@ def _cross_check(site: Site, name: str) -> None:
         raise ConfigError(f"{name}: disk.slots: needs disk.read_only_root, or an update would lose what was changed")
     if site.disk.slots and site.box.platform == "debian":
         raise ConfigError(f"{name}: disk.slots: only for a Jetson's two slots (box.platform jetpack-6 or jetpack-7)")
+
+
+def _check_network(network: NetworkSection, name: str) -> None:
+    """What the firewall's own tool would refuse, and leave the box without any firewall."""
+    if not network.clinic:
+        raise ConfigError(
+            f"{name}: network.clinic: empty; name the networks that may reach the box, such as 192.168.1.0/24"
+        )
+    try:
+        for text in network.clinic:
+            ip_network(text, strict=False)
+    except ValueError as error:
+        raise ConfigError(f"{name}: network.clinic: {error}; write networks like 192.168.1.0/24") from error
+    for text in network.servers:
+        address, _, port = text.partition(":")
+        try:
+            ip_address(address)
+        except ValueError as error:
+            raise ConfigError(f"{name}: network.servers: {error}; write servers like 192.168.1.5:104") from error
+        if not 1 <= int(port) <= 65535:
+            raise ConfigError(f"{name}: network.servers: {text}: a port is from 1 to 65535")
 
 
 _FORM = Form(Site, _cross_check, headline="A site", command="bedside provision --example")

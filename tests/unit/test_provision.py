@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from appliance.cli import app
 from appliance.provision import site as sites
-from appliance.provision.apply import apply
+from appliance.provision.apply import _do_all, apply
 from appliance.provision.audit import audit
-from appliance.provision.plan import firmware, manifest, units, wanted
+from appliance.provision.plan import Action, firmware, manifest, units, wanted
 from appliance.provision.site import ConfigError, load, parse
 from tests.provisioned import SITE, provisioned, site
 
@@ -96,6 +96,11 @@ def test_the_programs_configuration_is_checked_before_it_is_put_into_place(tmp_p
         ("[power]\nmode = 99\n", "power.mode"),
         ('[box]\nplatform = "windows"\n', "box.platform"),
         ("[boks]\n", "known here: box"),
+        ("[network]\nclinic = []\n", r"network\.clinic: empty"),
+        ('[network]\nclinic = ["999.1.1.0/24"]\n', r"network\.clinic"),
+        ('[network]\nclinic = ["10.0.0.0/64"]\n', r"network\.clinic"),
+        ('[network]\nservers = ["10.0.0.5:70000"]\n', "a port is from"),
+        ('[network]\nservers = ["10.0.0:104"]\n', r"network\.servers"),
     ],
 )
 def test_a_wrong_site_file_names_the_field(text: str, words: str) -> None:
@@ -155,6 +160,35 @@ def test_the_running_box_is_held_against_the_site_file(tmp_path: Path) -> None:
     facts = {fact.what: fact for fact in audit(load(path), [], Path("/"), run)}
     assert facts["firewall"].verdict == "unknown", "what can't be found out is never ok"
     assert [name for name in facts if name.startswith("sysctl ")]
+
+
+def test_a_command_that_fails_keeps_no_other_from_running_and_is_named() -> None:
+    said: list[str] = []
+    pending = {
+        "first": Action(command=("sh", "-c", "echo no such table >&2; exit 1")),
+        "second": Action(command=("no-such-command-here",)),
+        "third": Action(command=("true",)),
+    }
+    with pytest.raises(ConfigError, match=r"first: .*no such table.*second: .*could not run.*by hand"):
+        _do_all(pending, said.append)
+    assert said[-1] == "run true"
+
+
+def test_what_can_not_be_read_is_named_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "root/etc/chrony/chrony.conf").mkdir(parents=True)
+    done = RUN.invoke(app, ["provision", str(site(tmp_path, "")), "--dry-run", "--root", str(tmp_path / "root")])
+    assert done.exit_code == 1
+    assert "can't be read" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_the_worklist_and_the_hubs_page_are_called_only_where_the_site_names_them(tmp_path: Path) -> None:
+    for number, (text, there) in enumerate((("", False), ('[network]\nservers = ["192.168.50.9:104"]\n', True))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        changes = wanted(load(site(folder, text)), folder, folder / "root")
+        (firewall,) = [one.after for one in changes if one.target.endswith("bedside.nft")]
+        assert ("ip daddr 192.168.50.9 tcp dport 104 accept" in firewall) is there
 
 
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
