@@ -20,12 +20,14 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 from sqlalchemy import Connection, select
 
 from hub import audit, tables
 from hub.database import Database
 from hub.users import Passwords, Users, UsersError
 
+_LOG = structlog.get_logger("hub.people")
 FREE_GUESSES, FREE_OF_ADDRESS = 5, 30
 FIRST_PAUSE_MS, LONGEST_MS = 30_000, 900_000
 _KEEP_COUNT_MS = 86_400_000
@@ -190,7 +192,11 @@ class People:
                 connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=values))
 
     def _lines(self) -> dict[str, str]:
-        return self._file.all() if self._file is not None else {}
+        try:
+            return self._file.all() if self._file is not None else {}
+        except UsersError as error:  # nobody of the file comes in until it can be read again
+            _LOG.warning("the users file can't be read", error=str(error))
+            return {}
 
     def _find(self, connection: Connection, name: str) -> _Found | None:
         row = connection.execute(select(tables.person).where(_person.name == name)).one_or_none()

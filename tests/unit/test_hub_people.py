@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ import argon2
 import pytest
 from sqlalchemy import select
 from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from hub import tables, users
@@ -18,6 +20,7 @@ from hub.database import Database
 from hub.people import FREE_GUESSES, People, Role, Throttled
 from hub.sessions import IDLE_MS, LIFE_MS
 from hub.web.access import allowed_of, checked
+from hub.web.app import make_app
 from hub.web.ways_in import inside
 from tests.unit.test_hub_web import MINUTE, Hub
 from tests.wire import result
@@ -103,6 +106,19 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(hub):
     with hub.database.read() as connection:
         [row] = connection.execute(select(tables.web_session)).all()
     assert row.id not in cookie
+
+
+def test_with_tls_the_cookie_goes_nowhere_else_and_the_browser_stays_with_tls(hub):
+    site = dataclasses.replace(hub.site, secure=True)
+    client = TestClient(make_app(site), base_url="https://127.0.0.1", follow_redirects=False)
+    client.headers["Origin"] = "https://127.0.0.1"
+    answer = client.post("/sign-in", data={"name": "rita", "password": PASSWORD, "next": "/"})
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith("__Host-hub-session=")
+    assert "Secure" in cookie
+    assert "Domain" not in cookie
+    assert "max-age" in answer.headers["strict-transport-security"]
+    assert client.get("/").status_code == 200
 
 
 def test_a_session_locks_when_nobody_uses_it_and_the_page_that_refreshes_itself_is_no_use(hub):
@@ -191,6 +207,8 @@ def test_an_old_line_of_the_users_file_signs_in_and_its_hash_becomes_argon2id(tm
     assert People(hub.database, users.Users(file), quick()).check("anna", PASSWORD, "", hub.now_ms) is not None
     file.write_text("# nobody\n", encoding="utf-8")
     os.utime(file, (1, 1))
+    assert hub.people.check("anna", PASSWORD, "", hub.now_ms) is None
+    file.unlink()
     assert hub.people.check("anna", PASSWORD, "", hub.now_ms) is None
     hub.database.close()
 
