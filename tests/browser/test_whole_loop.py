@@ -40,7 +40,9 @@ def test_a_film_is_answered_offline_reviewed_at_the_hub_and_the_word_comes_back(
 
         send(programs, Path(str(get_testdata_file("RG1_UNCR.dcm"))))
         captures = f"{programs.bedside_url}/api/captures"
-        case = programs.wait("the answer", lambda: [c for c in get(captures)["captures"] if c.get("state") == "reported"])
+        case = programs.wait(
+            "the answer", lambda: [c for c in get(captures)["captures"] if c.get("state") == "reported"]
+        )
         case_id = case[0]["id"]
         bedside.goto(f"{programs.bedside_url}/captures/{case_id}")
         expect(bedside.locator("main")).to_contain_text("What it could not judge")
