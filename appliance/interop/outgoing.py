@@ -16,6 +16,7 @@ import msgspec
 from appliance.config import DeidentifyConfig
 from appliance.interop.deidentify import Blind, Withheld, deidentified, mapped_uid, names_in, pseudonym
 from appliance.interop.profile import Options, area
+from appliance.interop.samples import samples_of
 from appliance.records import Capture, Patient, Reading
 
 _TERM = re.compile(r"[A-Za-z][A-Za-z _-]{0,31}")
@@ -123,11 +124,10 @@ def _bare_sound(data: bytes) -> bytes:
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            subtype = "PCM_16" if file.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "ALAW", "ULAW") else "PCM_24"
-            samples, rate = file.read(dtype="int32", always_2d=True), file.samplerate
+        values, rate, held = samples_of(data)
+        subtype = "PCM_16" if held in ("PCM_16", "PCM_S8", "PCM_U8", "ALAW", "ULAW") else "PCM_24"
         out = io.BytesIO()
-        soundfile.write(out, samples, rate, format="FLAC", subtype=subtype)
+        soundfile.write(out, values, rate, format="FLAC", subtype=subtype)
     except (soundfile.LibsndfileError, ValueError, TypeError) as error:
         raise Withheld(f"the recording can't be written without its tags ({type(error).__name__})") from None
     return out.getvalue()

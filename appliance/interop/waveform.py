@@ -61,12 +61,15 @@ def general_audio(capture: Capture, original: bytes) -> bytes:
 def _samples(original: bytes) -> tuple[npt.NDArray[np.int16], int, bool]:
     """The recording as 16 bits at a rate that the IOD allows, and whether these are the very samples recorded."""
     import numpy as np
-    import soundfile
+
+    from appliance.interop.samples import SoundError, samples_of
 
     try:
-        raw, rate = soundfile.read(io.BytesIO(original), dtype="int32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise NotASound(f"the recording can't be decoded ({error})") from error
+        raw, rate, _ = samples_of(original)
+    except SoundError as error:
+        raise NotASound(f"the recording can't be written as DICOM: {error}") from error
+    if not len(raw):
+        raise NotASound("the recording holds no samples")
     wave = raw[:, int(np.argmax(raw.astype(np.float64).var(axis=0)))]
     kept = rate <= HIGHEST_HZ and not np.any(wave & 0xFFFF)
     if rate > HIGHEST_HZ:
