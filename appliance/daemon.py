@@ -39,7 +39,7 @@ from appliance.health.watchdog import Watchdog
 from appliance.health.writes import DiskWrites
 from appliance.inference import trust
 from appliance.inference.worker import Result, Worker
-from appliance.pipeline import Hide, Pipeline
+from appliance.pipeline import Pipeline
 from appliance.protocol.messages import Command, ReviewMessage, Status, encode
 from appliance.protocol.topics import Address
 from appliance.reading.ahead import LookAhead
@@ -55,6 +55,7 @@ from appliance.sync.inbox import Downlink
 from appliance.sync.link import Link
 from appliance.sync.originals import MEMORY as ENCODER_MEMORY
 from appliance.sync.originals import EncodeSettings, Originals
+from appliance.sync.report import Hide
 from appliance.sync.standing import Standing
 from appliance.sync.uplink import Uplink
 from appliance.view import attaching, bedside_view

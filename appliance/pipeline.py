@@ -6,7 +6,8 @@ What this module keeps true:
    and produces each result once. Nothing waits here that the journal doesn't know.
 2. The attempt at a reading is counted in the journal while the reading runs in the worker process; a capture that kills the
    worker ``ATTEMPTS`` times is set aside, visibly, and is still reported to a human.
-3. A reading that can't be made (no model, engine failed, set aside) is reported as not read, with reason and advice.
+3. What was not read for want of an age is read once more when a person says it (``sync.report``): from ``kept`` on, as new.
+4. A reading that can't be made (no model, engine failed, set aside) is reported as not read, with reason and advice.
 """
 
 from __future__ import annotations
@@ -17,16 +18,14 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet  # the builtin one only from Python 3.11 on
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 import structlog
 
 from appliance.config import LinkConfig
 from appliance.inference.worker import Result
-from appliance.protocol import messages
-from appliance.protocol.messages import CapturePart, FindingPart, MeasurePart, ModelPart, OverlayPart
-from appliance.reading.requests import Preview, ReadRequest, known_of
+from appliance.reading.requests import Preview, ReadRequest
 from appliance.records import (
     ADVICE_NOT_DIAGNOSIS,
     Capture,
@@ -37,22 +36,18 @@ from appliance.records import (
     Triage,
 )
 from appliance.store import audit
-from appliance.store.attachments import within
 from appliance.store.captures import ATTEMPTS
 from appliance.store.errors import StoreError
-from appliance.store.identity import REASONS
 from appliance.store.journal import Transaction
 from appliance.store.outbox import Priority
 from appliance.store.store import Store
 from appliance.sync import originals
+from appliance.sync.report import Entered, Hide, known_now, put_result, read_again_if_due
 
 _log = structlog.get_logger(__name__)
 
 _URGENT_FIRST = {Modality.CHEST_XRAY: 0, Modality.LUNG_ULTRASOUND: 1}
 _PAUSE = 1.0
-
-Hide = Callable[[Capture], Capture] | None
-"""What a hub that must not know the patient is told of a capture; its pictures then go only cleaned."""
 
 
 class Readers(Protocol):
@@ -170,7 +165,8 @@ class Pipeline:
         return None
 
     def _ask(self, capture: Capture, *, preview: bool) -> Result | None:
-        request = msgspec.msgpack.encode(ReadRequest(known=known_of(capture), sha256=capture.sha256, preview=preview))
+        known = known_now(self._store, capture)
+        request = msgspec.msgpack.encode(ReadRequest(known=known, sha256=capture.sha256, preview=preview))
         future = self._readers.submit(request, _URGENT_FIRST.get(capture.modality, 2) - preview, self._time_limit)
         deadline = time.monotonic() + self._time_limit * 2 + 30
         while not self._stop.is_set() and time.monotonic() < deadline:
@@ -187,7 +183,8 @@ class Pipeline:
         steps: list[Callable[[Transaction], None]] = []
         if state is CaptureState.KEPT:
             steps.append(lambda tx: store.captures.checked(tx, reading.capture_id))
-        steps.append(lambda tx: store.captures.read(tx, reading, wall))
+        revision = store.captures.readings(reading.capture_id)
+        steps.append(lambda tx: store.captures.read(tx, reading, wall, revision))
         for future in store.journal.submit_together(*steps):
             future.result()
         self.counts[reading.status] += 1
@@ -206,7 +203,7 @@ class Pipeline:
         critical = reading.triage is Triage.CRITICAL
 
         def report(tx: Transaction) -> None:
-            _put_result(store, tx, self._device, Entered(capture, reading, sequence), self._hide)
+            put_result(store, tx, self._device, Entered(capture, reading, sequence), self._hide)
             for media_type, blob in blobs:
                 store.transfers.put(
                     tx,
@@ -223,6 +220,7 @@ class Pipeline:
                 originals.queue(store, tx, capture, priority, critical=critical, clean=clean)
             store.captures.reported(tx, capture.id)
             audit.append(tx, moment, "reported", capture.id, f"{reading.status} {reading.triage.value}")
+            read_again_if_due(store, tx, capture, reading)  # somebody may have said the age while it was read
 
         store.journal.write(report)
         self._reported()
@@ -238,138 +236,6 @@ class Pipeline:
     def _sends_original(self, triage: Triage) -> bool:
         wanted = self._config.send_originals
         return wanted == "all" or (wanted == "urgent" and triage is not Triage.ROUTINE)
-
-
-class Entered(NamedTuple):
-    """What a result is made of; ``sequence`` is the journal's."""
-
-    capture: Capture
-    reading: Reading
-    sequence: int
-
-
-def report_again(store: Store, tx: Transaction, device: str, capture_id: str, hide: Hide = None) -> None:
-    """A person said whose capture it is: a reported one is reported once more, in the transaction that says so.
-
-    The hub takes it as the next revision: the same reading, of the patient and the visit that were confirmed. What has not
-    been reported yet will be with them anyway.
-    """
-    entry = store.captures.get(capture_id)
-    row = tx.one("SELECT state FROM capture WHERE id = ?", capture_id)
-    state = CaptureState.KEPT if row is None else CaptureState(row["state"])
-    reading = store.captures.reading(capture_id)
-    if reading is None or state not in (CaptureState.REPORTED, CaptureState.DELIVERED):
-        return
-    if state is CaptureState.DELIVERED:
-        store.captures.reopen(tx, capture_id)
-    _put_result(store, tx, device, Entered(entry.capture, reading, entry.sequence), hide)
-
-
-def _put_result(store: Store, tx: Transaction, device: str, entered: Entered, hide: Hide) -> None:
-    capture, reading = entered.capture, entered.reading
-    row = tx.one("SELECT count(*) AS n FROM outbox WHERE capture_id = ? AND leaf = 'result'", capture.id)
-    revision = int(row["n"]) if row else 0
-    word = store.attachments.current(capture.id, tx)
-    visit = store.patients.visit(word.visit, tx) if word is not None and word.visit else None
-    told = within(capture, visit, word)
-    if hide is not None:
-        from appliance.interop.outgoing import unquoted
-
-        reading = unquoted(reading)
-    said = msgspec.structs.replace(reading, warnings=(*reading.warnings, *_cautions(store, capture)))
-    result = result_of(hide(told) if hide is not None else told, said, device, entered.sequence, revision)
-    payload = messages.encode(result)
-    store.outbox.put(
-        tx,
-        message_id=result.id,
-        capture_id=capture.id,
-        leaf="result",
-        priority=Priority.of("result", reading.triage),
-        sha256=messages.sha256(payload),
-        payload=payload,
-    )
-
-
-def _cautions(store: Store, capture: Capture) -> list[str]:
-    """What the radiologist should know beside the reading: whom the capture contradicts, and what of its study is missing."""
-    reasons = store.captures.get(capture.id).reasons
-    found = [f"Check whose this is: there is {REASONS[one]}." for one in reasons if one in REASONS]
-    study = store.studies.completeness(capture.study_uid)
-    if study.state == "incomplete":
-        expected = f" of {study.expected}" if study.expected else ""
-        found.append(
-            f"The study was not complete at the bedside when this was sent: {study.kept}{expected} were there."
-        )
-    return found
-
-
-def result_of(capture: Capture, reading: Reading, device: str, sequence: int, revision: int = 0) -> messages.Result:
-    """The message that reports a reading. ``device`` is ``site/name``; ``sequence`` the journal's.
-
-    ``revision``: how often this capture was reported before.
-    """
-    shared = {name: _clipped(getattr(capture, name)) for name in CapturePart.__struct_fields__}
-    engine = reading.engine
-    model = (
-        ModelPart(
-            bundle=reading.bundle,
-            version=reading.bundle_version,
-            sha256=reading.bundle_sha256,
-            engine=engine.engine,
-            provider=engine.provider,
-            device=engine.device[:128],
-            precision=engine.precision,
-            golden=engine.golden,
-        )
-        if engine is not None and reading.bundle
-        else None
-    )
-    rows, columns = reading.overlay_shape
-    return messages.Result(
-        id=messages.make_id("result", device, capture.id, str(revision)),
-        sequence=sequence,
-        revision=revision,
-        capture=CapturePart(**shared),
-        status=reading.status,
-        triage=reading.triage,
-        advice=reading.advice,
-        findings=[
-            FindingPart(
-                id=finding.id,
-                label=finding.label,
-                code=finding.code,
-                probability=round(finding.probability, 4),
-                positive=finding.positive,
-                threshold=round(finding.threshold, 4),
-                confidence=finding.confidence,
-                experimental=finding.experimental,
-            )
-            for finding in reading.findings
-        ],
-        refusal_code=reading.refusal.code if reading.refusal else "",
-        reason=reading.refusal.reason if reading.refusal else "",
-        measures=[
-            MeasurePart(id=one.id, label=one.label, value=round(one.value, 4), unit=one.unit)
-            for one in reading.measures
-        ],
-        warnings=list(reading.warnings),
-        model=model,
-        overlay=OverlayPart(
-            finding=reading.overlay_finding,
-            rows=rows,
-            columns=columns,
-            data=reading.overlay,
-            box=reading.overlay_box,
-        )
-        if reading.overlay
-        else None,
-        milliseconds=round(reading.milliseconds, 1),
-    )
-
-
-def _clipped(value: Any) -> Any:
-    """Texts as long as the wire allows: a sender's odd header must not keep a result from being delivered."""
-    return value[:128] if type(value) is str else value
 
 
 def _not_read(capture: Capture, code: str, reason: str) -> Reading:

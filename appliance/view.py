@@ -22,13 +22,13 @@ from appliance.capture.video_takes import Also, Attach, Whose
 from appliance.console.binding import Held, Who, compare, held
 from appliance.console.context import Context, Door, Serving, StatusView, Upload
 from appliance.health.power import power
-from appliance.pipeline import report_again
 from appliance.reading.requests import Raw, ReadRequest, known_of
 from appliance.reading.stream import Frame, Live, PreviewReader
 from appliance.records import Modality, Moment, Patient, Reading
 from appliance.store import audit, usage
 from appliance.store.captures import Kept
 from appliance.store.store import Store
+from appliance.sync.report import report_again
 
 if TYPE_CHECKING:
     from appliance.daemon import Daemon

@@ -63,9 +63,9 @@ def reading(capture_id: str, triage: Triage = Triage.ROUTINE) -> Reading:
 
 def report(store: Store, content: bytes, triage: Triage = Triage.ROUTINE, original: bytes = b"") -> str:
     """Keep, check, read and report ``content`` as the pipeline does; the capture's id."""
-    from appliance.pipeline import result_of
     from appliance.protocol import messages
     from appliance.store.outbox import Priority
+    from appliance.sync.report import result_of
 
     kept = keep(store, content)
     entry = store.captures.get(kept.capture_id)

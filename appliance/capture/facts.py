@@ -231,20 +231,25 @@ def patient_of(values: Mapping[int, bytes], encodings: list[str], study_date: st
         name=str(PersonName(values.get(NAME, b""), encodings)).strip("\0 ^="),
         birth_date=birth_date,
         sex=cast('Literal["", "M", "F", "O"]', sex if sex in {"M", "F", "O"} else ""),
-        age_years=_age(text_of(values.get(AGE, b""), encodings), birth_date, study_date),
+        age_years=_age_said(text_of(values.get(AGE, b""), encodings), birth_date, study_date),
     )
 
 
-def _age(age: str, birth_date: str, study_date: str) -> float | None:
+def _age_said(age: str, birth_date: str, study_date: str) -> float | None:
     """Years, from Patient's Age (``045Y``, ``006M``, ``010W``, ``003D``), else between the two dates (``YYYYMMDD``)."""
     match = re.fullmatch(r"(\d{1,3})([YMWD])", age)
     if match:
         return round(int(match[1]) / {"Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}[match[2]], 3)
+    return age_at(birth_date, study_date)
+
+
+def age_at(birth_date: str, day: str) -> float | None:
+    """Years between two dates (``YYYYMMDD``); ``None`` when one is none or the day lies before the birth."""
     try:
-        born, studied = (date(int(day[:4]), int(day[4:6]), int(day[6:8])) for day in (birth_date, study_date))
+        born, then = (date(int(one[:4]), int(one[4:6]), int(one[6:8])) for one in (birth_date, day))
     except ValueError:
         return None
-    days = (studied - born).days
+    days = (then - born).days
     return round(days / 365.25, 3) if days >= 0 else None
 
 

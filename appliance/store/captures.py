@@ -12,7 +12,9 @@ Rules, in the order of a capture's life:
 4. A result is written once per revision; doing a step again that is already done is an ``IllegalTransition``
    for the caller to notice, and changes nothing.
 5. A row that can't be unsealed disturbs no other: it is left out, counted in ``damaged`` and logged, its file stays.
-6. ``removed`` needs ``delivered``: the files may go once this is committed, never before. The row, its readings and its
+6. ``read_again`` needs ``reported`` or ``delivered`` and goes back to ``kept``: for a reason that was not known before, which
+   the caller writes into the audit log in the same transaction. Earlier readings stay; the newest one counts.
+7. ``removed`` needs ``delivered``: the files may go once this is committed, never before. The row, its readings and its
    reviews stay; the same bytes coming again are the same capture, which the hub has.
 """
 
@@ -169,6 +171,12 @@ class Captures:
         """The hub lost what it had confirmed (restored from a backup): delivered becomes reported again."""
         self._advance(tx, capture_id, CaptureState.DELIVERED, CaptureState.REPORTED)
 
+    def read_again(self, tx: Transaction, capture_id: str) -> None:
+        """Something is known now that the reading wanted: it is read once more, with all its attempts."""
+        if self._need(tx, capture_id, CaptureState.REPORTED, CaptureState.DELIVERED)["removed"]:
+            raise IllegalTransition(f"capture {capture_id}: its files were removed, it can't be read again")
+        tx.run("UPDATE capture SET state = 'kept', attempts = 0, set_aside = '' WHERE id = ?", capture_id)
+
     def removed(self, tx: Transaction, capture_id: str, wall: str) -> None:
         """The files of a delivered capture go now (``wall``: the time of it, RFC 3339)."""
         if self._need(tx, capture_id, CaptureState.DELIVERED)["removed"]:
@@ -256,6 +264,11 @@ class Captures:
             return None
         return msgspec.json.decode(plain, type=Reading)
 
+    def readings(self, capture_id: str) -> int:
+        """How often a capture was read, which is the next reading's revision."""
+        row = self._journal.one("SELECT count(*) AS n FROM reading WHERE capture_id = ?", capture_id)
+        return int(row["n"]) if row else 0
+
     def counts(self) -> dict[str, int]:
         """How many captures stand in each state, ``set_aside`` and ``conflicts`` beside."""
         counts = dict.fromkeys(_ORDER, 0)
@@ -267,8 +280,11 @@ class Captures:
         return counts
 
     def triage_counts(self) -> dict[Triage, int]:
-        """Readings by triage level."""
-        rows = self._journal.all("SELECT triage, count(*) AS n FROM reading GROUP BY triage")
+        """The newest readings by triage level."""
+        rows = self._journal.all(
+            "SELECT triage, count(*) AS n FROM reading r"
+            " WHERE revision = (SELECT max(revision) FROM reading WHERE capture_id = r.capture_id) GROUP BY triage"
+        )
         return {Triage(row["triage"]): row["n"] for row in rows}
 
     def _need(self, tx: Transaction, capture_id: str, *states: CaptureState) -> Row:

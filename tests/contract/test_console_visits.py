@@ -14,13 +14,13 @@ import pytest
 
 from appliance.console.api_visits import ROUTES
 from appliance.console.lines import Gatherer
-from appliance.pipeline import report_again
 from appliance.protocol.messages import Result
 from appliance.records import Modality, Patient, Triage
 from appliance.store import audit, setup_code
 from appliance.store.files import RealFiles
 from appliance.store.store import Store
 from appliance.store.worklist import ScheduledStep
+from appliance.sync.report import report_again
 from tests.boxes import DEVICE, open_store, report
 from tests.console_world import World, finding, png, wav
 

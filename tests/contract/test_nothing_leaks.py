@@ -107,7 +107,7 @@ def test_a_scan_of_everything_that_a_box_writes_finds_none_of_a_thousand_people(
     store = open_store(tmp_path)
 
     def through(number: int) -> str:
-        from appliance.pipeline import result_of
+        from appliance.sync.report import result_of
 
         patient = patients[number]
         content = f"DICM {patient.name} {patient.id}".encode()

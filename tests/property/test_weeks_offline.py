@@ -11,7 +11,6 @@ import pytest
 from appliance.capture.intake import Facts, Intake, StoreFull
 from appliance.config import LinkConfig
 from appliance.health.clock import Clock
-from appliance.pipeline import result_of
 from appliance.protocol import messages
 from appliance.records import CaptureState, Modality, Patient, Triage
 from appliance.store import audit
@@ -21,6 +20,7 @@ from appliance.store.outbox import Priority
 from appliance.store.retention import Retention
 from appliance.store.store import MB, Store
 from appliance.sync import originals
+from appliance.sync.report import result_of
 from appliance.sync.uplink import Uplink
 from tests.boxes import DEVICE, open_store, reading
 from tests.hub_simulator import HubSimulator, Time

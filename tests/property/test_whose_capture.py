@@ -24,13 +24,13 @@ from appliance.console import binding
 from appliance.console.app import make_app
 from appliance.console.context import Context, StatusView, Upload
 from appliance.console.sessions import Sessions
-from appliance.pipeline import report_again
 from appliance.protocol.messages import Result
 from appliance.records import Modality, Patient
 from appliance.store import audit
 from appliance.store.captures import Kept
 from appliance.store.people import People, Role
 from appliance.store.store import Store
+from appliance.sync.report import report_again
 from tests.boxes import DEVICE, now, open_store, report
 from tests.console_world import QUICK
 

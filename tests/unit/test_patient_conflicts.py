@@ -109,16 +109,16 @@ def test_the_log_of_what_was_kept_names_the_reasons_and_no_patient(store):
 
 
 def test_the_report_to_the_hub_names_what_contradicts_and_what_is_missing(store):
-    from appliance.pipeline import _cautions
+    from appliance.sync.report import cautions
 
     first = keep(store, b"1", ADA, study="1.2")
     second = keep(store, b"2", Patient(id="P1", name="Bello^Musa"), study="1.2")
     Intake(store, DEVICE).association_ended({"1.2"}, in_order=False)
     store.journal.write(lambda tx: None)
-    told = _cautions(store, store.captures.get(second.capture_id).capture)
+    told = cautions(store, store.captures.get(second.capture_id).capture)
     assert told[0] == "Check whose this is: there is the same patient number with another name."
     assert "not complete" in told[1]
-    assert len(_cautions(store, store.captures.get(first.capture_id).capture)) == 1
+    assert len(cautions(store, store.captures.get(first.capture_id).capture)) == 1
 
 
 def test_the_console_says_what_contradicts_and_not_something_else(tmp_path):

@@ -191,8 +191,8 @@ def test_no_state_can_be_skipped_or_gone_back_to(tmp_path: Path) -> None:
 
 
 def test_an_odd_header_does_not_keep_a_result_from_being_a_message(tmp_path: Path) -> None:
-    from appliance.pipeline import result_of
     from appliance.records import Capture, Moment, Patient
+    from appliance.sync.report import result_of
 
     capture = Capture(
         id="0" * 32,
