@@ -27,12 +27,14 @@ PERFORMED_STEP = "1.2.840.10008.3.1.2.3.3"
 STATUSES: dict[int, str] = {
     0x0000: "the step is in the journal",
     0x0106: "the status is none that is allowed here (N-CREATE: IN PROGRESS)",
-    0x0110: "the step has ended and may no longer be updated (Error ID A710), or the journal failed",
+    0x0110: "the step has ended and may no longer be updated (Error ID A710), names too many instances, or the journal failed",
     0x0111: "there is a step of this UID",
     0x0112: "there is no step of this UID",
     0x0120: "the status is missing",
 }
 _ENDED = 0xA710
+MOST = 20_000
+"""Instances of a step, counted once for each study that it was scheduled for."""
 _log = structlog.get_logger(__name__)
 
 
@@ -115,14 +117,16 @@ def step_of(uid: str, sender: str, attributes: Dataset) -> PerformedStep:
     top = Elements(attributes)
     scheduled = top.items(0x00400270)
     studies = tuple(dict.fromkeys(found for item in scheduled if (found := item.uid(0x0020000D))))
-    instances = dict.fromkeys(
-        (study, instance)
+    made = dict.fromkeys(
+        instance
         for series in top.items(0x00400340)
         for tag in (0x00081140, 0x00400220)
         for item in series.items(tag)
         if (instance := item.uid(0x00081155))
-        for study in studies
     )
+    if len(studies) * len(made) > MOST:  # a message of 4 MB can name 50,000 of each
+        raise StoreError(f"more than {MOST} instances and studies; end the step with fewer")
+    instances = [(study, instance) for instance in made for study in studies]
     return PerformedStep(
         uid=uid,
         sender=sender,

@@ -28,8 +28,10 @@ STATUSES: dict[int, str] = {
     UNSUPPORTED_KEYS: "an entry that matches; a key was asked for that the box doesn't have",
     0x0000: "these are all",
     CANCELLED: "the unit cancelled the question",
-    UNABLE: "the keys can't be read, or the journal can't be read",
+    UNABLE: "the keys can't be read or have more than 64 KiB, or the journal can't be read",
 }
+KEYS_MOST = 1 << 16
+"""Bytes of a question: each of its values is compared with each entry."""
 _LATIN = ("ISO_IR 100", "iso8859_1")
 _UTF_8 = "ISO_IR 192"
 
@@ -81,6 +83,9 @@ class WorklistService:
         """Nothing runs beside the associations."""
 
     def _answers(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
+        asked = event.request.Identifier
+        if asked is not None and len(asked.getbuffer()) > KEYS_MOST:
+            raise ValueError("more keys than any unit has a use for")
         keys: Dataset = event.identifier
         named = encodings_of(Elements(keys).raw(CHARACTER_SET))
         term = Elements(keys).text(CHARACTER_SET)

@@ -99,6 +99,19 @@ def test_the_same_step_twice_an_unknown_one_and_a_wrong_status_are_refused(tmp_p
         assert store.studies.step("1.9").state == "IN PROGRESS"
 
 
+def test_a_step_of_ten_thousand_studies_and_instances_is_refused_before_it_fills_the_memory(tmp_path):
+    scheduled = []
+    for number in range(10_000):
+        item = Dataset()
+        item.StudyInstanceUID = f"1.2.{number}"
+        scheduled.append(item)
+    with box(tmp_path) as (door, store), association(door.port, PERFORMED_STEP) as link:
+        assert create(link, begun(ScheduledStepAttributesSequence=scheduled)).Status == 0x0000
+        assert update(link, ended(*(f"1.3.{number}" for number in range(10_000)))).Status == 0x0110
+        assert store.studies.step("1.9").state == "IN PROGRESS"
+        assert update(link, ended("1.3.1", "1.3.2")).Status == 0x0000
+
+
 def test_a_step_without_a_uid_gets_one(tmp_path):
     with box(tmp_path) as (door, store), association(door.port, PERFORMED_STEP) as link:
         assert create(link, begun(), None).Status == 0x0000

@@ -337,6 +337,15 @@ def test_keys_that_can_not_be_read_are_answered_and_the_door_stays(tmp_path):
         assert [status.Status for status, _ in link.send_c_find(keys, WORKLIST_FIND)] == [0xFF00, 0x0000]
 
 
+def test_a_question_of_a_million_values_is_refused_without_comparing_them(tmp_path):
+    with box(tmp_path) as (door, store), association(door.port, WORKLIST_FIND) as link:
+        fill(store)
+        keys = Dataset()
+        keys.AccessionNumber = ["*a"] * 100_000
+        assert [status.Status for status, _ in link.send_c_find(keys, WORKLIST_FIND)] == [0xC001]
+        assert door.counts["worklist-unable"] == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_of_a_patient_is_logged_whatever_is_wrong_with_it(tmp_path, capfd):
     lines: list[str] = []
