@@ -122,7 +122,7 @@ class RingWriter:
         return self.size > 2 * self._most
 
     def add(self, frame: RingFrame) -> None:
-        """Write one frame; raises ``OSError`` as the disk does."""
+        """Write one frame; raises ``OSError`` as the disk does, and goes on in a new segment then."""
         if self._file is not None and frame.t_ns - self._first >= self._segment_ns:
             self._roll(self._file)
         file = self._file or self._begin(frame.t_ns)
@@ -130,7 +130,11 @@ class RingWriter:
         head = _START.pack(MAGIC, self._serial)
         sealed = self._cipher.encrypt(_NONCE.pack(frame.number, self._serial), plain, head)
         record = _LENGTH.pack(len(sealed)) + frame.number.to_bytes(8, "big") + sealed
-        file.write(record)
+        try:
+            file.write(record)
+        except OSError:
+            self._leave(file)  # behind half a record nothing is read back
+            raise
         self._size += len(record)
         self._last = frame.t_ns
         if any(not span.to_ns for span in self._pins) and time.monotonic() - self._synced >= self._sync_s:
@@ -148,9 +152,14 @@ class RingWriter:
 
     def _begin(self, t_ns: int) -> OpenFile:
         self._serial += 1
-        self._file = file = self._files.create(self._folder / f"{self._serial:08d}{SUFFIX}")
-        file.write(_START.pack(MAGIC, self._serial))
-        self._files.sync_folder(self._folder)
+        file = self._files.create(self._folder / f"{self._serial:08d}{SUFFIX}")
+        try:
+            file.write(_START.pack(MAGIC, self._serial))
+            self._files.sync_folder(self._folder)
+        except OSError:
+            file.close()
+            raise
+        self._file = file
         self._first = self._last = t_ns
         self._size = _START.size
         return file
@@ -161,12 +170,16 @@ class RingWriter:
 
     def _roll(self, file: OpenFile) -> None:
         self._sync(file)
+        self._leave(file)
+        self._recycle()
+
+    def _leave(self, file: OpenFile) -> None:
+        """What was written of the segment stays; the next frame begins another one."""
         file.close()
         self._file = None
         path = self._folder / f"{self._serial:08d}{SUFFIX}"
         self._closed.append(_Segment(path, self._first, self._last, self._size))
         self._size = 0
-        self._recycle()
 
     def _recycle(self) -> None:
         """Remove from the oldest on what is too old or too much, up to the first that somebody needs."""

@@ -18,7 +18,7 @@ import msgspec
 
 from appliance import __version__
 from appliance.capture.facts import FileReader
-from appliance.capture.intake import Intake
+from appliance.capture.intake import Intake, IntakeError
 from appliance.capture.video_multiframe import NoFrames, Shot, write_object
 from appliance.capture.video_ring import SUFFIX, RingFrame, Span, read_ring
 from appliance.records import Modality, Moment, Patient
@@ -118,11 +118,11 @@ class Takes:
         return sorted(found, key=lambda take: (take.taken.boot_id, take.taken.monotonic_ns))
 
     def frames(self, take: Take) -> Iterator[RingFrame]:
-        """The frames of a take; none when its session's key is gone."""
+        """The frames of a take; none when its session's key is gone for good. ``OSError``: it can't be read now."""
         folder = self._folder / take.session
         try:
             plain = self._store.key.unseal((folder / _HEAD).read_bytes(), f"ring:{take.session}")
-        except (OSError, Damaged):
+        except (FileNotFoundError, Damaged):
             return iter(())
         return read_ring(folder, msgspec.msgpack.decode(plain, type=_Head).key, take.span)
 
@@ -154,6 +154,8 @@ class Takes:
             except NoFrames:
                 self.forget(take)
                 raise
+            except OSError as error:  # the disk may give it back the next time: the take stays
+                raise IntakeError(f"it can't be read back now ({error.strerror}); try again") from error
             facts = msgspec.structs.replace(reader.finish(), encounter_id=whose.encounter_id, patient=whose.patient)
             kept = incoming.keep(facts) if also is None else incoming.keep(facts, also)
         self.forget(take)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
@@ -10,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pydicom
 import pytest
@@ -17,13 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jpeg_ls import encode_array
 
+from appliance.capture.intake import Intake, IntakeError
 from appliance.capture.video_multiframe import IMAGE, MULTI_FRAME, NoFrames, Shot, write_object
 from appliance.capture.video_quality import Meter
 from appliance.capture.video_ring import RingFrame, RingWriter, Span, read_ring
+from appliance.capture.video_takes import Take, Takes, Whose
 from appliance.capture.video_time import Timeline
 from appliance.reading.decode import decode
 from appliance.records import Moment, Patient
-from appliance.store.files import RealFiles
+from appliance.store.files import OpenFile, RealFiles
+from tests.boxes import DEVICE, open_store
 from tests.probe_movies import screen
 
 SECOND = 1_000_000_000
@@ -75,6 +80,87 @@ def test_a_limit_leaves_frames_out_evenly_and_calls_none_lost() -> None:
 
 def frames_of(count: int = 100, start: int = SECOND, size: int = 20_000) -> list[RingFrame]:
     return [RingFrame(n + 1, start + n * STEP, 0, 4, 5, 1, bytes([n % 256]) * size) for n in range(count)]
+
+
+class _FullOnce(RealFiles):
+    """A disk that takes half of the write number ``at`` and no more of it."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def create(self, path: Path) -> OpenFile:
+        inner, disk = super().create(path), self
+
+        class Half:
+            def write(self, data: bytes | bytearray | memoryview) -> None:
+                disk._left -= 1
+                inner.write(data if disk._left else bytes(data)[: len(data) // 2])
+                if not disk._left:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+            def sync(self) -> None:
+                inner.sync()
+
+            def close(self) -> None:
+                inner.close()
+
+        return Half()
+
+
+@pytest.mark.parametrize("at", [1, 2, 7, 27, 28])
+def test_a_frame_that_did_not_fit_costs_no_frame_after_it(tmp_path: Path, at: int) -> None:
+    key = os.urandom(32)
+    writer = RingWriter(tmp_path, key, _FullOnce(at), keep_s=60, most=1 << 30)
+    taken = []
+    for frame in frames_of(60):
+        try:
+            writer.add(frame)
+        except OSError:
+            continue
+        taken.append(frame.number)
+    writer.close()
+    assert len(taken) == 59
+    assert [frame.number for frame in read_ring(tmp_path, key, Span(0, 0))] == taken
+
+
+def test_a_take_that_can_not_be_read_now_stays_and_is_kept_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    takes = Takes(Intake(store, DEVICE), store.folder / "ring")
+    session, folder, key = takes.begin_session()
+    writer = RingWriter(folder, key, store.files, keep_s=60, most=1 << 30)
+    frames = frames_of(5)
+    for frame in frames:
+        pixels = np.full((4, 5), frame.number, np.uint8)
+        writer.add(msgspec.structs.replace(frame, data=bytes(encode_array(pixels))))
+    writer.close()
+    take = takes.put(
+        Take(
+            id="t" * 32,
+            kind="clip",
+            session=session,
+            from_ns=frames[0].t_ns,
+            to_ns=frames[-1].t_ns,
+            taken=TAKEN,
+            whose=Whose(),
+        )
+    )
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "head":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(IntakeError, match="can't be read back now"):
+            takes.keep(take)
+    assert [one.id for one in takes.all()] == [take.id]
+    assert not takes.keep(take).duplicate
+    assert takes.all() == []
+    store.close()
 
 
 def ring(folder: Path, key: bytes, *, keep_s: float = 2.0, most: int = 1 << 30) -> RingWriter:
