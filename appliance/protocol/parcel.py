@@ -94,6 +94,10 @@ class HubPublic:
     """The hub's public keys, as ``HubSecret.public`` gives them; raises ``ParcelError``."""
 
     def __init__(self, text: str) -> None:
+        if not text:
+            raise ParcelError(
+                "usb.hub_key is empty: write the hub's key for parcels into the configuration (docs/usb.md)"
+            )
         keys = _unbase64(text, 2 * _KEY, "the hub's public key (usb.hub_key)")
         self.opening = X25519PublicKey.from_public_bytes(keys[:_KEY])
         self._signing = Ed25519PublicKey.from_public_bytes(keys[_KEY:])

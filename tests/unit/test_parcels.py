@@ -319,6 +319,8 @@ def test_keys_are_made_once_private_and_said_clearly_when_wrong(tmp_path: Path) 
     for text in ("", "AAAA", made.public[:-4]):
         with pytest.raises(ParcelError, match=r"usb\.hub_key"):
             HubPublic(text)
+    with pytest.raises(ParcelError, match=r"is empty: write"):
+        HubPublic("")
     (tmp_path / "devices").write_text(f"# boxes\n{DEVICE} AAAA\n\n")
     assert known_devices(tmp_path / "devices") == {DEVICE: "AAAA"}
     (tmp_path / "devices").write_text("one word too many\n")
