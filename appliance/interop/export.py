@@ -16,11 +16,13 @@ from appliance.config import Config
 from appliance.interop.deidentify import Withheld
 from appliance.interop.outgoing import cleaned, hidden, options_of
 from appliance.records import Capture, Reading
+from appliance.store.attachments import Attachments, within
 from appliance.store.captures import Captures
 from appliance.store.errors import StoreError
 from appliance.store.files import RealFiles
 from appliance.store.journal import Reader
 from appliance.store.keys import key_file, open_key
+from appliance.store.patients import Patients
 from appliance.store.vault import Vault
 
 _SUFFIX = {"application/dicom": ".dcm", "audio/flac": ".flac"}
@@ -57,6 +59,7 @@ class Exporter:
         self._key = open_key(folder, RealFiles())
         self._reader = Reader(folder / "journal.sqlite")
         self._captures = Captures(self._reader, self._key)
+        self._attachments, self._patients = Attachments(self._reader), Patients(self._reader, self._key)
         self._vault = Vault(folder / "vault", self._key)
 
     def __enter__(self) -> Self:
@@ -75,7 +78,7 @@ class Exporter:
                 yield Written(capture_id, withheld=str(error))
 
     def _one(self, folder: Path, capture_id: str) -> Written:
-        capture = self._captures.get(capture_id).capture
+        capture = self._confirmed(self._captures.get(capture_id).capture)
         if not self._vault.has(capture.sha256):
             return Written(capture_id, withheld="its file was removed from the box after it was delivered")
         try:
@@ -93,6 +96,12 @@ class Exporter:
         return Written(
             capture_id, row=(f"{whose}/{name}", whose, *_answer(capture, self._captures.reading(capture_id)))
         )
+
+    def _confirmed(self, capture: Capture) -> Capture:
+        """The capture with the patient whom a person confirmed, who goes before what the sender said."""
+        word = self._attachments.current(capture.id)
+        visit = self._patients.visit(word.visit) if word is not None and word.visit else None
+        return within(capture, visit, word)
 
 
 def _answer(capture: Capture, reading: Reading | None) -> tuple[str, ...]:

@@ -261,6 +261,29 @@ def test_areas_that_are_none_are_refused_at_the_start() -> None:
         options_of(DeidentifyConfig(areas=("US:0.5,0,0.2,1",)))
 
 
+def test_the_command_writes_a_capture_under_the_patient_whom_a_person_confirmed(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    soundfile.write(out, np.sin(np.arange(4000) / 5), 4000, format="FLAC")
+    store = reported(tmp_path / "box", out.getvalue(), "audio/flac", Modality.HEART_SOUND)
+    (entry,) = store.captures.latest()
+    right = Patient(id="K-1", name="Makena^Njeri", birth_date="19900101")
+
+    def confirm(tx: Transaction) -> None:
+        visit = store.patients.open_visit(tx, store.patients.enter(tx, right), store.now())
+        store.attachments.attach(
+            tx, entry.capture.id, visit, seen=0, by="nurse", moment=store.now(), confirmed=("number", "name")
+        )
+
+    store.journal.write(confirm)
+    expected = hidden(msgspec.structs.replace(entry.capture, patient=right), store.key.blind, OPTIONS).patient.id
+    store.close()
+    config = tmp_path / "bedside.toml"
+    config.write_text(f'[storage]\nstate = "{tmp_path / "box"}"\n')
+    done = CliRunner().invoke(app, ["deidentify", str(tmp_path / "out"), "--config", str(config)])
+    assert done.exit_code == 0, done.output
+    assert [path.parent.name for path in (tmp_path / "out").rglob("*.flac")] == [expected]
+
+
 def test_the_command_writes_captures_without_their_patients_and_says_what_it_withheld(tmp_path: Path) -> None:
     store = reported(
         tmp_path / "box", file_of(an_object(rows=40, columns=40, PixelData=bytes(3200))), "application/dicom"
