@@ -84,9 +84,8 @@ def keep_file(intake: Intake, path: Path, modality: Modality) -> Added:
 def _through_console(config: Config, files: Iterable[Path], modality: Modality, token: str) -> Iterator[Added]:
     if not config.console.enabled:
         raise StoreError("the daemon is running without its console; put the files into the watched folder instead")
-    host = "127.0.0.1" if config.console.address in ("0.0.0.0", "::") else config.console.address  # noqa: S104
     for path in files:
-        connection = http.client.HTTPConnection(host, config.console.port, timeout=_TIMEOUT)
+        connection = http.client.HTTPConnection(config.console.here, config.console.port, timeout=_TIMEOUT)
         try:
             body, content_type = _form(path.read_bytes(), "" if modality is Modality.OTHER else modality.value)
             headers = {"Content-Type": content_type, "Authorization": f"Bearer {token}"}
