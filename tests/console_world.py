@@ -61,7 +61,7 @@ def finding(label: str, probability: float, **rest: Any) -> Finding:
 class World:
     """A box in ``folder`` with its console on a free port; ``console``: its configuration, else without sign-in."""
 
-    def __init__(self, folder: Path, upload_limit: int = UPLOAD_LIMIT, **console: Any) -> None:
+    def __init__(self, folder: Path, upload_limit: int = UPLOAD_LIMIT, ultrasound: Any = None, **console: Any) -> None:
         self.clock = Clock()
         self.store = Store(StorageConfig(state=str(folder / "state"), refuse_below=16, reserve=4), self.clock.now)
         self.intake = Intake(self.store, "site-1/box-1")
@@ -95,6 +95,7 @@ class World:
             add=self._add,
             note_agreement=self._note,
             agreement=self.agreements.get,
+            ultrasound=ultrasound,
         )
         self.store.people = People(self.store.journal, self.store.key, QUICK)
         config = ConsoleConfig(**{"port": 0, "sign_in": "off", **console})

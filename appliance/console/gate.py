@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
@@ -78,6 +79,8 @@ class Gate:
         request = Request(scope)
         who = EVERYBODY if self._sessions is None else await run_in_threadpool(self._who, self._sessions, request)
         scope.setdefault("state", {})["who"] = who
+        if self._sessions is not None and who is not None:
+            scope["state"]["looked"] = partial(self._sessions.look, request.cookies.get(COOKIE, ""))
         refusal = self._check(request, who)
         if refusal is None:
             await self._app(scope, receive, send)
@@ -133,6 +136,13 @@ def _said_where(request: Request) -> bool:
     if request.method in _SAFE or "authorization" in request.headers:
         return True
     return "origin" in request.headers or "sec-fetch-site" in request.headers
+
+
+def looked(request: Request) -> None:
+    """What was just sent is live and somebody watches it: the screen does not lock meanwhile."""
+    look: Callable[[], None] | None = getattr(request.state, "looked", None)
+    if look is not None:
+        look()
 
 
 def who_asks(request: Request) -> Who:

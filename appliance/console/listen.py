@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import quote
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +24,7 @@ from appliance.capture.video_takes import Whose
 from appliance.console import binding, visits
 from appliance.console.binding import Held
 from appliance.console.forms import Fields, read_form
-from appliance.console.gate import Guarded, who_asks
+from appliance.console.gate import Guarded, looked, who_asks
 from appliance.console.listen_words import GUIDANCE, TROUBLE, WHY
 from appliance.console.listen_words import PLACES as SAID
 from appliance.console.site import NotHere, Site
@@ -211,8 +212,7 @@ def _discard(_site: Site, request: Request, form: Fields, stethoscope: Stethosco
 
 def _there(ticket: str, place: str) -> str:
     known = place if place in PLACES else ""
-    plain = "".join(one for one in ticket if one.isalnum() or one in ".-+_")
-    return f"/listen?place={known}&ticket={plain.replace('+', '%2B')}"
+    return f"/listen?place={known}&ticket={quote(ticket, safe='')}"
 
 
 def _object(site: Site, request: Request) -> Response:
@@ -266,6 +266,8 @@ def _events(site: Site) -> Endpoint:
             told, at, began = b"", 0.0, time.monotonic()
             while (now := time.monotonic()) - began < _LONGEST_S:
                 live = stethoscope.live()
+                if live.phase == "recording":
+                    looked(request)
                 event = msgspec.json.encode(shown(live, said))
                 if event != told or now - at > _ALIVE_S:
                     told, at = event, now

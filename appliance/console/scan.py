@@ -23,7 +23,7 @@ from appliance.capture.video_scan import NotNow
 from appliance.capture.video_takes import Whose
 from appliance.console import binding, visits
 from appliance.console.forms import Fields, read_form
-from appliance.console.gate import Guarded, who_asks
+from appliance.console.gate import Guarded, looked, who_asks
 from appliance.console.scan_phrases import said, take_words
 from appliance.console.site import NotHere, Problem, Site, as_json
 from appliance.console.words import N_
@@ -99,6 +99,7 @@ def _picture(door: VideoDoor, request: Request) -> Response:
     picture = door.picture(after, width, _PICTURE_WAIT_S)
     if picture is None:
         return Response(status_code=204)
+    looked(request)
     headers = {"x-number": str(picture.number), "x-whole": "1" if picture.whole else "0"}
     return Response(picture.jpeg, media_type="image/jpeg", headers=headers)
 

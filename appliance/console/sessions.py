@@ -2,8 +2,9 @@
 
 What this module keeps true: the cookie is 256 random bits and says nothing; only its SHA-256 is held, in memory: a restart
 signs everybody out. A session ends when nobody has touched the screen for a while (what a page fetches by itself is not
-touching), after ``LONGEST_S`` at the latest, and as soon as its person is changed. Each sign-in has a session of its own, so
-that a page shown to one person can't be confirmed by the next.
+touching; watching a live picture or a recording is, for half an hour at most), after ``LONGEST_S`` at the latest, and as soon
+as its person is changed. Each sign-in has a session of its own, so that a page shown to one person can't be confirmed by the
+next.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from appliance.records import Moment
 from appliance.store.people import People, Role
 
 LONGEST_S = 12 * 3600.0
+LOOKING_S = 1800.0
+"""With both hands at the patient, somebody who watches keeps the screen open, at most this long after their last touch."""
 _MOST = 500
 """Sessions held; beyond, the one that was idle for longest ends."""
 
@@ -29,6 +32,7 @@ class _Session(NamedTuple):
     key: str
     began: float
     touched: float
+    looked: float
 
 
 class Sessions:
@@ -54,7 +58,7 @@ class Sessions:
         with self._lock:
             while len(self._held) >= _MOST:
                 del self._held[min(self._held, key=lambda one: self._held[one].touched)]
-            self._held[_digest(cookie)] = _Session(person_id, secrets.token_hex(8), present, present)
+            self._held[_digest(cookie)] = _Session(person_id, secrets.token_hex(8), present, present, present)
         return cookie
 
     def who(self, cookie: str, *, touch: bool) -> Who | None:
@@ -64,7 +68,7 @@ class Sessions:
             session = self._held.get(key)
             if session is None:
                 return None
-            if present - session.touched > self._idle or present - session.began > LONGEST_S:
+            if present - max(session.touched, session.looked) > self._idle or present - session.began > LONGEST_S:
                 del self._held[key]
                 return None
             if touch:
@@ -74,6 +78,16 @@ class Sessions:
             self.end(cookie)
             return None
         return Who(id=person.id, name=person.name, role=person.role.value, session=session.key)
+
+    def look(self, cookie: str) -> None:
+        """Somebody watches what is live now; a session that has ended stays so."""
+        key, present = _digest(cookie), self._clock()
+        with self._lock:
+            session = self._held.get(key)
+            if session is None or present - max(session.touched, session.looked) > self._idle:
+                return
+            if present - session.touched <= LOOKING_S:
+                self._held[key] = session._replace(looked=present)
 
     def by_token(self, text: str) -> Who | None:
         """The program of a token."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import msgspec
@@ -14,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from appliance.console.gate import ANYBODY, COOKIE
+from appliance.console.sessions import Sessions
 from appliance.store import audit, setup_code
 from appliance.store.people import FREE_GUESSES, Role
 from tests.console_world import World, png
@@ -21,11 +23,19 @@ from tests.console_world import World, png
 PIN = {"nurse": "480615", "administrator": "739204"}
 
 
+class Live(NamedTuple):
+    """A picture of a probe."""
+
+    number: int
+    jpeg: bytes
+    whole: bool
+
+
 class Signed(World):
     """A box with a nurse and an administrator."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, sign_in="on", idle_lock=5)
+    def __init__(self, folder: Path, ultrasound: Any = None) -> None:
+        super().__init__(folder, ultrasound=ultrasound, sign_in="on", idle_lock=5)
         self.ids = {name: self.store.people.enter(f"The {name}", Role(name), pin).id for name, pin in PIN.items()}
 
     @contextmanager
@@ -168,6 +178,53 @@ def test_the_screen_locks_when_nobody_touches_it_whatever_the_page_fetches(world
             assert browser.get("/api/status").status_code == 401, "the longest session has an end"
     finally:
         sessions._clock = before
+
+
+def test_a_screen_that_shows_a_live_picture_stays_open_for_half_an_hour_and_no_longer(tmp_path: Path) -> None:
+    class Probe:
+        """A probe that is live while ``on``: the one thing of the ultrasound door that is asked here."""
+
+        on = True
+
+        def picture(self, after: int, width: int, _wait_s: float) -> Live | None:
+            return Live(number=after + 1, jpeg=b"jpeg %d" % width, whole=False) if self.on else None
+
+    probe, present = Probe(), [1000.0]
+    world = Signed(tmp_path, ultrasound=probe)
+    sessions = world.server._app.state.sessions
+    sessions._clock = lambda: present[0]
+
+    def watch(browser: httpx.Client) -> int:
+        present[0] += 240
+        return browser.get("/scan/picture", params={"refresh": "1"}, headers={"x-refresh": "by itself"}).status_code
+
+    try:
+        with world.browser("nurse") as browser:
+            assert [watch(browser) for _ in range(7)] == [200] * 7, "28 minutes with both hands at the patient"
+            assert browser.get("/patients").status_code == 200, "a touch begins the half hour anew"
+            assert [watch(browser) for _ in range(8)] == [200] * 8
+            assert 401 in [watch(browser) for _ in range(3)], "nobody has been here for too long"
+        with world.browser("nurse") as browser:
+            probe.on = False
+            assert [watch(browser) for _ in range(2)] == [204, 401], "a picture that is not there is not watched"
+    finally:
+        world.close()
+
+
+def test_a_screen_stays_open_while_it_records(tmp_path: Path) -> None:
+    present, people = [1000.0], Signed(tmp_path)
+    try:
+        sessions = Sessions(people.store.people, 300.0, lambda: present[0])
+        cookie = sessions.open_for(people.ids["nurse"])
+        for _ in range(4):
+            present[0] += 240
+            sessions.look(cookie)
+            assert sessions.who(cookie, touch=False) is not None
+        present[0] += 301
+        sessions.look(cookie)
+        assert sessions.who(cookie, touch=False) is None, "watching wakes no session that has ended"
+    finally:
+        people.close()
 
 
 def test_locking_ends_the_session_and_a_stolen_cookie_with_it(world: Signed) -> None:

@@ -18,6 +18,7 @@ from appliance.capture.stethoscope_messages import Failure
 from appliance.capture.stethoscope_positions import PLACES
 from appliance.console import binding
 from appliance.console.binding import Confirmation
+from appliance.console.gate import COOKIE
 from appliance.console.listen import shown
 from appliance.console.listen_words import GUIDANCE, TROUBLE, WHY
 from appliance.console.listen_words import PLACES as SAID
@@ -25,6 +26,7 @@ from appliance.console.sessions import EVERYBODY
 from appliance.console.words import words
 from appliance.interop.waveform import SOP_CLASS
 from appliance.records import Code, Finding, Modality, Patient, Reading, Triage
+from appliance.store.people import Role
 from tests.console_world import png, wav
 from tests.contract.test_console_words import Marked, untranslated
 from tests.listening_world import ListeningWorld
@@ -130,6 +132,27 @@ def test_what_is_heard_comes_as_events_in_the_visitors_language(world: Listening
     assert "battements" in told["count"]
     assert 0 < len(told["wave"]) <= 600
     assert max(told["wave"]) > 100
+
+
+def test_a_screen_that_records_does_not_lock(tmp_path: Path) -> None:
+    world = ListeningWorld(tmp_path, sign_in="on", idle_lock=5)
+    try:
+        sessions, present = world.server._app.state.sessions, [1000.0]
+        sessions._clock = lambda: present[0]
+        person = world.store.people.enter("Amina", Role.NURSE, "480615")
+        world.client.cookies.set(COOKIE, sessions.open_for(person.id))
+        world.waits = 60
+        post(world, "begin", place="mitral")
+        assert world.sources[-1].reached.wait(10)
+        for _ in range(3):
+            present[0] += 200
+            with world.client.stream("GET", "/listen/events?refresh") as stream:
+                assert stream.status_code == 200
+                next(line for line in stream.iter_lines() if line.startswith("data: "))
+        present[0] += 301
+        assert world.client.get("/listen", headers={"x-refresh": "by itself"}).status_code == 401
+    finally:
+        world.close()
 
 
 @pytest.mark.parametrize("code", list(TROUBLE))
