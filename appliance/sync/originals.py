@@ -251,6 +251,7 @@ class Originals:
         store = self._store
         short = store.free() < 4 * capture.size
         if short and self._clean:
+            self._due = False  # it waits for space, which is no stall: a restart would not make any
             return None
         if short or due.attempts > (_TRIES_TO_CLEAN if self._clean else 0):
             return Encoded()

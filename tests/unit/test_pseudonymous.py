@@ -240,6 +240,20 @@ def test_a_cleaning_that_died_once_costs_the_radiologist_nothing(tmp_path: Path)
     store.close()
 
 
+def test_waiting_for_space_to_clean_is_no_stall_that_the_watchdog_would_restart_the_box_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = reported(tmp_path, file_of(an_object()), "application/dicom")
+    one = Originals(store, InProcess(store), clean=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "free", lambda: 10)
+        assert not one.step()
+        assert not one.working
+    assert one.step()
+    assert one.counts["encoded"] == 1
+    store.close()
+
+
 def test_a_recording_leaves_without_its_tags(tmp_path: Path) -> None:
     samples = (np.sin(np.arange(8000) / 5) * 9000).astype("int16")
     path = tmp_path / "in.flac"
