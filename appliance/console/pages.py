@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.console import api, binding
+from appliance.console import api, binding, study
 from appliance.console.gate import Guarded, who_asks
 from appliance.console.lines import Whole, reading_of
 from appliance.console.phrases import IDENTIFIERS
@@ -72,6 +72,7 @@ def _answer(site: Site, request: Request) -> Response:
         request,
         "answer.html",
         line=whole.line,
+        study=study.of_capture(site.context.store, site.words(request), capture.study_uid),
         capture=capture,
         reading=whole.reading,
         reviews=whole.reviews[::-1],

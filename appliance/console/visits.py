@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from appliance.console import binding
+from appliance.console import binding, study
 from appliance.console.bands import BANDS
 from appliance.console.binding import Confirmation, Unsure
 from appliance.console.forms import Fields, read_form
@@ -154,7 +154,9 @@ def _visit(site: Site, request: Request) -> Response:
     visit = visit_of(site, request)
     past = [one for one in site.context.store.patients.visits_of(visit.known.key) if one.id != visit.id]
     waiting = site.lines_of(site.context.store.attachments.waiting(20))
-    return site.page(request, "visit.html", card=card(site, visit), past=past, waiting=waiting, ways=WAYS)
+    shown = card(site, visit)
+    missing = study.lacking(site.context.store, site.words(request), [line.id for line in shown.lines])
+    return site.page(request, "visit.html", card=shown, past=past, waiting=waiting, ways=WAYS, missing=missing)
 
 
 def _report(site: Site, request: Request) -> Response:
