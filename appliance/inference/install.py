@@ -27,7 +27,7 @@ from appliance.inference import bundle as bundles
 from appliance.inference import package
 from appliance.inference.bundle import Bundle, BundleError
 from appliance.inference.trust import TrustedKeys
-from appliance.store.files import RealFiles
+from appliance.store.files import RealFiles, sync_folder
 
 _STORE, _PARTIAL, _FORCED = ".store", ".partial-", ".forced-"
 
@@ -135,7 +135,7 @@ def _switch(found: Bundle, staging: Path, folder: Path, *, forced: bool) -> None
     new = folder / f"{_PARTIAL}link"
     new.symlink_to(Path(_STORE) / found.id / kept)
     new.replace(link)
-    _sync(folder)
+    sync_folder(folder)
     if not forced:
         pin.unlink(missing_ok=True)
     for old in store.iterdir():
@@ -154,16 +154,18 @@ def _stored(found: Bundle, staging: Path, store: Path) -> str:
         number += 1
         name = f"{base}-{number}"
     for path in (staging, *(one for one in staging.rglob("*") if one.is_dir())):
-        _sync(path)
+        sync_folder(path)
     staging.rename(store / name)
-    _sync(store)
+    sync_folder(store)
     return name
 
 
 def _replace_text(path: Path, text: str) -> None:
     new = path.with_name(f"{_PARTIAL}{path.name}")
-    new.write_text(text + "\n")
-    _sync(new)
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(path)
 
 
@@ -193,11 +195,3 @@ def _staging(folder: Path) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from appliance.provision.plan import Action, Change, manifest
 from appliance.provision.site import ConfigError
+from appliance.store.files import sync_folder
 
 
 def apply(changes: Iterable[Change], root: Path, say: Callable[[str], None]) -> tuple[int, bool]:
@@ -46,11 +47,7 @@ def _put(path: Path, change: Change) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()

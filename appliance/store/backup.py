@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.store.errors import StoreError
+from appliance.store.files import sync_folder
 
 _PREFIX, _SUFFIX = "journal-", ".sqlite"
 
@@ -44,7 +45,7 @@ def backup(state: Path, folder: Path, keep: int) -> Backup:
         raise StoreError(f"the journal could not be copied ({error}); what was copied before is as it was") from error
     finally:
         part.unlink(missing_ok=True)
-    _sync(folder)
+    sync_folder(folder)
     for path in _copies(folder)[:-keep]:
         path.unlink()
     return Backup(target, target.stat().st_size, captures)
@@ -73,11 +74,3 @@ def _copies(folder: Path) -> list[Path]:
 def _number(path: Path) -> int:
     digits = path.name[len(_PREFIX) : -len(_SUFFIX)]
     return int(digits) if digits.isdecimal() else 0
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

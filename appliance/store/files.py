@@ -78,6 +78,15 @@ class _RealFile:
             os.close(fd)
 
 
+def sync_folder(path: Path) -> None:
+    """Return once the folder's entries are on the disk; for those who write beside the store. Raises ``OSError``."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 class RealFiles:
     """The operating system's files."""
 
@@ -91,11 +100,7 @@ class RealFiles:
 
     def sync_folder(self, path: Path) -> None:
         """See ``Files``."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_folder(path)
 
     def remove(self, path: Path) -> None:
         """See ``Files``."""

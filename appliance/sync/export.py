@@ -8,6 +8,7 @@ the stick.
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from appliance.config import Config
 from appliance.protocol import chunks
 from appliance.protocol.parcel import SUFFIX, Entry, HubPublic, ParcelWriter
 from appliance.store.errors import StoreError
-from appliance.store.files import RealFiles, durable
+from appliance.store.files import RealFiles, durable, sync_folder
 from appliance.store.journal import Reader
 from appliance.store.keys import key_file, open_key
 from appliance.store.outbox import Item, Outbox
@@ -130,12 +131,14 @@ class Stick:
 
     def sync(self) -> None:
         """Return once the names are on the stick."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with contextlib.suppress(OSError):  # some file systems of sticks know no fsync of a folder
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            sync_folder(self.folder)
+        except OSError as error:
+            if error.errno not in {
+                errno.EINVAL,
+                errno.ENOTSUP,
+            }:  # some file systems of sticks know no fsync of a folder
+                raise
 
 
 def device_key(config: Config) -> Ed25519PrivateKey:

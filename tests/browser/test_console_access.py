@@ -5,7 +5,6 @@ Screenshots of each language at phone width go to ``artefacts/console`` for peop
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import axe_playwright_python
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from appliance.console.gate import COOKIE
 from appliance.console.words import languages
@@ -21,11 +20,7 @@ from appliance.records import Modality, Patient, Triage
 from appliance.store.people import Role
 from tests.console_world import World, finding, png, wav
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: install Debian's package chromium"),
-]
+pytestmark = pytest.mark.browser
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 ARTEFACTS = Path(__file__).resolve().parents[2] / "artefacts" / "console"
@@ -104,14 +99,6 @@ def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     made = Ward(tmp_path_factory.mktemp("box"))
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def signed_in(browser: Browser, ward: Ward, name: str = "Zawadi", **options: Any) -> BrowserContext:
