@@ -111,7 +111,7 @@ def fingerprint(pem: bytes) -> str:
     return x509.load_pem_x509_certificate(pem).fingerprint(SHA256()).hex(":").upper()
 
 
-def box_addresses(trie: Path = Path("/proc/net/fib_trie")) -> list[str]:
+def box_addresses(trie: Path = Path("/proc/self/net/fib_trie")) -> list[str]:
     """The IPv4 addresses of this box's interfaces, as the kernel's routing table has them; empty where it can't be read."""
     try:
         lines = trie.read_text(encoding="ascii").splitlines()
