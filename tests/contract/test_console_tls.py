@@ -314,3 +314,28 @@ def test_the_doctor_tells_a_console_in_clear_and_how_long_a_certificate_holds(wo
 def test_the_box_s_addresses_are_those_of_the_kernel(tmp_path: Path) -> None:
     assert "127.0.0.1" in box_addresses()
     assert box_addresses(tmp_path / "none") == []
+
+
+OTHERS = [one for one in box_addresses() if not one.startswith("127.")]
+
+
+@pytest.mark.skipif(not OTHERS, reason="this machine has no address but loopback")
+@pytest.mark.parametrize("listening", ["0.0.0.0", *OTHERS[:1]])  # noqa: S104 - what a clinic sets
+def test_a_box_on_the_network_serves_tls_there_and_clear_text_to_itself(tmp_path: Path, listening: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    world = World(tmp_path, address=listening, port=port, tls="own", tls_port=0)
+    try:
+        assert world.client.get("/").status_code == 200, "the kiosk"
+        outside = f"http://{OTHERS[0]}:{port}"
+        assert httpx.get(f"{outside}/bedside-ca.crt").content == authority_pem(world.store.folder)
+        sent = httpx.get(f"{outside}/patients")
+        assert sent.headers["location"] == f"https://{OTHERS[0]}:{world.server.tls_port}/patients"
+        assert not sent.content
+        with httpx.Client(verify=trusting(world)) as tablet:
+            page = tablet.get(f"https://{OTHERS[0]}:{world.server.tls_port}/")
+        assert page.status_code == 200
+    finally:
+        world.close()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((OTHERS[0], port), timeout=2)
