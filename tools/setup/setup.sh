@@ -10,7 +10,7 @@ packages=(python3-venv mosquitto libportaudio2 fonts-dejavu-core fonts-lohit-dev
 if [ "$what" = tests ]; then
   lock=requirements-dev.lock
   # libatomic1: the browser driver of Playwright
-  packages+=(network-manager rauc squashfs-tools openssl softhsm2)
+  packages+=(network-manager rauc squashfs-tools openssl softhsm2 ffmpeg poppler-utils)
   packages+=(dcmtk dicom3tools postgresql chromium libatomic1 strace nftables iproute2 chrony systemd libasound2-plugins pulseaudio pulseaudio-utils)
 fi
 
