@@ -50,28 +50,6 @@ def make_app(
     """
     site = Site(context, has_sign_in=sessions is not None, has_authority=authority is not None)
 
-    async def hand_in(request: Request) -> Response:
-        kept = await api.keep(site, request)
-        return kept if isinstance(kept, Response) else visits.see(f"/captures/{kept.capture_id}")
-
-    async def agree(request: Request) -> Response:
-        said = (await read_form(request)).text("agree")
-        if said not in {"yes", "no"}:
-            what = N_("This is not an answer that can be noted.")
-            return site.problem(request, 422, what, N_("Choose one of the two answers."))
-        capture_id = request.path_params["id"]
-        await run_in_threadpool(api.note, site, capture_id, who_asks(request), agree=said == "yes")
-        return visits.see(f"/captures/{capture_id}#agreement")
-
-    async def language(request: Request) -> Response:
-        form = await read_form(request)
-        response = visits.see(sign.local(form.text("back")))
-        if form.text("language") in languages():
-            tag = form.text("language")
-            secure = request.url.scheme == "https"
-            response.set_cookie(LANGUAGE_COOKIE, tag, max_age=_YEAR_S, httponly=True, samesite="strict", secure=secure)
-        return response
-
     routes: list[BaseRoute] = [
         *pages.routes(site),
         *visits.routes(site),
@@ -79,9 +57,7 @@ def make_app(
         *listen.routes(site),
         *(sign.routes(site, sessions) if sessions is not None else ()),
         *(trust.routes(site, authority) if authority is not None else ()),
-        Guarded("/captures", hand_in, role=Role.NURSE, method="POST"),
-        Guarded("/captures/{id}/agreement", agree, role=Role.NURSE, method="POST"),
-        Guarded("/language", language, role=ANYBODY, method="POST"),
+        *_posted(site),
         *api.routes(site, (*api.ROUTES, *api_visits.ROUTES)),
         GuardedMount("/static", _Static(directory=HERE / "static"), role=ANYBODY),
     ]
@@ -104,6 +80,38 @@ def make_app(
     )
     app.state.site, app.state.sessions, app.state.routes = site, sessions, routes
     return app
+
+
+def _posted(site: Site) -> list[Guarded]:
+    """The forms that belong to no page of their own."""
+
+    async def hand_in(request: Request) -> Response:
+        kept = await api.keep(site, request)
+        return kept if isinstance(kept, Response) else visits.see(f"/captures/{kept.capture_id}")
+
+    async def agree(request: Request) -> Response:
+        said = (await read_form(request)).text("agree")
+        if said not in {"yes", "no"}:
+            what = N_("This is not an answer that can be noted.")
+            return site.problem(request, 422, what, N_("Choose one of the two answers."))
+        capture_id = request.path_params["id"]
+        await run_in_threadpool(api.note, site, capture_id, who_asks(request), agree=said == "yes")
+        return visits.see(f"/captures/{capture_id}#agreement")
+
+    async def language(request: Request) -> Response:
+        form = await read_form(request)
+        response = visits.see(sign.local(form.text("back")))
+        if form.text("language") in languages():
+            tag = form.text("language")
+            secure = request.url.scheme == "https"
+            response.set_cookie(LANGUAGE_COOKIE, tag, max_age=_YEAR_S, httponly=True, samesite="strict", secure=secure)
+        return response
+
+    return [
+        Guarded("/captures", hand_in, role=Role.NURSE, method="POST"),
+        Guarded("/captures/{id}/agreement", agree, role=Role.NURSE, method="POST"),
+        Guarded("/language", language, role=ANYBODY, method="POST"),
+    ]
 
 
 class _Static(StaticFiles):
