@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help demo test setup setup-tests check format lock bench test-slow gpu-test torture attack sbom audit schema clean
+.PHONY: device-lab help demo test setup setup-tests check format lock bench test-slow gpu-test torture attack sbom audit schema clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ sbom: setup-tests  ## bill of materials (CycloneDX) of the lock, into artefacts/
 
 audit: setup-tests  ## known vulnerabilities of what the lock installs (needs a network)
 	$(PY) -m tools.supply audit
+
+device-lab: setup  ## video, sound, disk and watchdog of a virtual machine, unplugged and cut off on purpose
+	$(PY) -m tools.device_lab $(LAB_ARGS)
 
 schema: setup   ## write docs/schema from the messages
 	$(PY) -m tools.schema

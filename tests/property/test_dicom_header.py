@@ -167,7 +167,9 @@ def test_a_real_file_with_bytes_overwritten_is_answered_or_refused(data):
         facts_of(bytes(content), "test")
 
 
-@pytest.mark.parametrize("name", [b"a\0b", b"\0", b"\xff", b"ISO_IR\0 6\\ISO 2022 IR 87", b"rot13", b"undefined", b"idna"])
+@pytest.mark.parametrize(
+    "name", [b"a\0b", b"\0", b"\xff", b"ISO_IR\0 6\\ISO 2022 IR 87", b"rot13", b"undefined", b"idna"]
+)
 def test_no_name_of_a_character_set_keeps_an_object_out(name):
     ds = x_ray()
     content = part_10(ds, ExplicitVRLittleEndian)

@@ -1,0 +1,1 @@
+"""A bedside in a virtual machine: real drivers for video, sound, disk and watchdog, unplugged and cut off on purpose."""
