@@ -154,9 +154,15 @@ def test_a_sender_that_hangs_up_at_once_is_told_when_it_comes_back_even_after_a_
         with association(opened.door.port, PUSH_MODEL, calling="OTHER", evt_handlers=handlers):
             time.sleep(0.3)
         assert results.got == []
-        with association(opened.door.port, PUSH_MODEL, evt_handlers=handlers):
-            assert committed(results.wait()[1]) == ["1.1"]
-            wait_until(lambda: states(opened) == {"reported": 1})
+        for _ in range(5):  # it comes back until it was told
+            with association(opened.door.port, PUSH_MODEL, evt_handlers=handlers):
+                deadline = time.monotonic() + 4
+                while states(opened) != {"reported": 1} and time.monotonic() < deadline:
+                    time.sleep(0.05)
+            if results.got:
+                break
+        assert committed(results.got[0][1]) == ["1.1"]
+        assert states(opened) == {"reported": 1}
 
 
 def test_a_sender_with_an_address_is_called_and_called_again_until_it_takes_the_report(tmp_path, monkeypatch):
