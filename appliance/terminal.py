@@ -100,11 +100,21 @@ def listed(outcome: Any) -> list[Any]:
 
 
 def print_all(outcome: Any, *, json: bool) -> None:
-    """Records for people or as JSON lines."""
-    for one in listed(outcome):
+    """Records for people, a field a line and a line between two, or as JSON, a record a line."""
+    for number, one in enumerate(listed(outcome)):
         if json:
             print_json(one)
-        else:
-            fields = msgspec.to_builtins(one)
-            shown = [f"{key} {value}" for key, value in fields.items() if value not in ("", [], {}, None)]
-            typer.echo("  ".join(shown))
+            continue
+        fields = {key: value for key, value in msgspec.to_builtins(one).items() if value not in ("", [], (), {}, None)}
+        widest = max((len(key) for key in fields), default=0)
+        typer.echo("\n" * bool(number) + "\n".join(f"{_name(key):{widest}}  {_said(fields[key])}" for key in fields))
+
+
+def _name(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(_said(one) for one in value) if isinstance(value, (list, tuple)) else str(value)

@@ -24,7 +24,7 @@ class Regions:
         """All of them."""
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Region])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return {}
 
     def remember(self, device: str, region: Region) -> None:
