@@ -34,7 +34,7 @@ from tests.unit.test_pipeline import SimulatedReaders
 
 WHO = Patient(id="MRN-778812", name="Okonkwo^Adaeze", birth_date="19310412", sex="F", age_years=95.0)
 OPTIONS = options_of(DeidentifyConfig(hub="pseudonymous"))
-SECRETS = (b"Okonkwo", b"Adaeze", b"778812", b"5521", b"19310412")
+SECRETS = (b"Okonkwo", b"Adaeze", b"MRN-778812", b"ACC-5521", b"19310412")
 
 
 class InProcess:
