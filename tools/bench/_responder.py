@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import msgspec
 
@@ -31,9 +32,13 @@ class _Responder:
         self._unacknowledged: list[int] = []
         self._since = 0.0
         self._session = Session("responder", self._take)
-        self._session.on_connect = lambda client, *_: client.subscribe("bedside/v1/+/+/up/result", qos=1)
+        self._session.on_connect = self._connected
         self._session.on_subscribe = lambda *_: print("connected", file=sys.stderr, flush=True)
         self._session.connect("127.0.0.1", port)
+
+    def _connected(self, session: Session, _data: Any, _flags: Any, _reason: Any, properties: Any) -> None:
+        session.begin(properties)
+        session.subscribe("bedside/v1/+/+/up/result", qos=1)
 
     def run(self) -> None:
         """Answer until the connection is gone."""
@@ -57,7 +62,7 @@ class _Responder:
     def _answer(self) -> None:
         for topic, items in self._groups.items():
             for start in range(0, len(items), GROUP):
-                self._session.publish(topic, encode(Receipt(items=items[start : start + GROUP])), qos=1)
+                self._session.post(topic, encode(Receipt(items=items[start : start + GROUP])))
         for mid in self._unacknowledged:
             self._session.acknowledge(mid)
         self._groups.clear()
