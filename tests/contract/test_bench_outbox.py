@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from tools.bench._box import responder
 from tools.bench.outbox import grouped
 from tools.servers import running_mosquitto
 
 
 def test_the_least_hub_there_can_be_confirms_everything() -> None:
-    with running_mosquitto() as broker:
+    with running_mosquitto() as broker, responder(broker):
         assert grouped(broker, range(400)) > 0
