@@ -65,10 +65,12 @@ def test_it_works_without_scripts_and_by_the_list_alone(world: ListeningWorld, b
     page.get_by_role("link", name="Back, upper right lung").click()
     expect(page.locator(".go-card .place-name")).to_have_text("Back, upper right lung")
     world.sound = world.sound[:16000]
-    page.get_by_role("button", name="Start").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Start").click()
     assert world.sources[-1].reached.wait(10)
     page.reload()
-    page.get_by_role("button", name="Stop").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Stop").click()
     page.reload()
     page.get_by_role("button", name="Throw away").click()
     expect(page.get_by_role("button", name="Start")).to_be_visible()

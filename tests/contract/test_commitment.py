@@ -214,7 +214,8 @@ def test_after_many_attempts_the_report_is_given_up_and_asking_again_offers_it_a
     [(asked("9.1"), 0x0115), (asked("", "1.1"), 0x0115), (Dataset(), 0x0115), (asked("9.9", "1.2"), 0x0115)],
     ids=["no references", "no transaction", "nothing", "other instances"],
 )
-def test_a_request_that_is_none_is_refused(tmp_path, request_, status):
+def test_a_request_that_is_none_is_refused(tmp_path, monkeypatch, request_, status):
+    monkeypatch.setattr("appliance.capture.dimse_stream.QUIET", 60.0)  # pynetdicom's sender can't be told while it asks
     with box(tmp_path) as opened, association(opened.door.port, PUSH_MODEL) as link:
         assert ask(link, asked("9.9", "1.1")) == 0x0000
         request_ = request_ if len(request_) else asked("not a uid", "1.1")
