@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from appliance.terminal import (
@@ -200,12 +201,12 @@ def _print_evaluation(evaluation: Any) -> None:
         f"{evaluation.read} of {evaluation.files} files read, median {evaluation.milliseconds_median:.0f} ms"
     )
     for one in evaluation.findings:
-        point = one.operating_point
-        typer.echo(f"\n{one.finding}: {one.positives} positive, {one.negatives} negative, {one.patients} patients")
+        counts = f"{one.positives} positive, {one.negatives} negative, {one.patients} patients"
+        typer.echo(f"\n{one.finding}, by {one.unit}: {counts}")
         typer.echo(f"  AUROC {interval(one.auroc)}  calibration error {one.calibration_error:.3f}")
-        typer.echo(f"  at the operating point: {flat(point)}")
+        _print_threshold("at the operating point", one.operating_point)
         if one.suggested is not None:
-            typer.echo(f"  for a sensitivity of {one.wanted_sensitivity:.2f}: {flat(one.suggested)}")
+            _print_threshold(f"for a sensitivity of {one.wanted_sensitivity:.2f}", one.suggested)
         for source in one.by_source:
             typer.echo(f"  {flat(source)}")
         for note in one.notes:
@@ -214,7 +215,20 @@ def _print_evaluation(evaluation: Any) -> None:
         typer.echo(f"not read: {flat(refused)}")
 
 
+def _print_threshold(title: str, point: Any) -> None:
+    """What calling positive from a threshold on does, also in people."""
+    rates = msgspec.structs.asdict(point)
+    thousand = rates.pop("per_thousand")
+    typer.echo(f"  {title}: " + ", ".join(flat({name: value}) for name, value in rates.items() if value is not None))
+    for one in thousand:
+        ill = f"of 1,000 of whom {1000 * one.prevalence:.0f} are ill"
+        typer.echo(f"    {ill}: {one.missed:.0f} missed, {one.false_alarms:.0f} false alarms")
+
+
 def _show_progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    sys.stderr.write(f"\r{done} of {total} files read{end}")
-    sys.stderr.flush()
+    """On a terminal a line that counts; in a log a line for every tenth."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{done} of {total} files read" + "\n" * (done == total))
+        sys.stderr.flush()
+    elif done == total or done * 10 // total > (done - 1) * 10 // total:
+        typer.echo(f"{done} of {total} files read", err=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
+import soundfile
+from typer.testing import CliRunner
 
+from appliance.cli import app
 from appliance.inference import commands
 from appliance.inference.commands import Report
 from tests.networks import quantised, write_bundle
+from tools.simulate import sounds
 
 
 @pytest.fixture
@@ -66,3 +71,20 @@ def test_a_folder_without_bundles_does_not_verify(tmp_path: Path) -> None:
     (one,) = commands.verify(tmp_path, tmp_path / "cache")
     assert not one.ok
     assert "no bundle there" in one.problem
+
+
+def test_an_evaluation_is_printed_in_people_and_its_progress_a_line_a_tenth(tmp_path: Path) -> None:
+    rows = ["file,label,patient"]
+    for number in range(12):
+        made = sounds.heart(6.0, 4000, murmur="systolic" if number % 2 else "none", seed=number)[0]
+        soundfile.write(tmp_path / f"{number}.wav", made, 4000)
+        rows.append(f"{number}.wav,{'murmur' if number % 2 else 'none'},p{number}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    command = ["models", "evaluate", "heart-sound", str(tmp_path / "labels.csv"), "--positive", "murmur"]
+    done = CliRunner().invoke(app, [*command, "--cache", str(tmp_path / "cache")])
+    assert done.exit_code == 0, done.output
+    assert "abnormal, by file: 6 positive, 6 negative, 12 patients" in done.stdout
+    assert re.search(r"of 1,000 of whom 50 are ill: \d+ missed, \d+ false alarms", done.stdout)
+    assert "{" not in done.stdout
+    assert 10 <= done.stderr.count("of 12 files read\n") <= 11
+    assert "\r" not in done.stderr
