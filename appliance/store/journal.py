@@ -1,9 +1,11 @@
 """The journal: one SQLite file (WAL, synchronous=FULL) in which every state and transition is written.
 
-What this module keeps true: a write that returned is on the disk; a write that raised changed nothing. One thread writes;
-what arrives while it waits for the disk is committed together with one fsync (a group), each write in a savepoint of its
-own, so that one that fails takes no other with it. Reading never waits for writing. State machines stand in modules of
-their own (``captures``, ``outbox``, ``transfers``, ``inbox``) and get a ``Transaction``: only ``Journal.write`` makes one.
+What this module keeps true: a write that returned is on the disk; a write that raised changed nothing. One thread at a time
+writes: the caller's own when nobody else waits (to hand over and back costs two waits for the processor), else the
+journal's. What arrives meanwhile is committed together with one fsync (a group), each write in a savepoint of its own, so
+that one that fails takes no other with it; what a thread gave earlier is written earlier. Reading never waits for writing.
+State machines stand in modules of their own (``captures``, ``outbox``, ``transfers``, ``inbox``) and get a ``Transaction``:
+only ``Journal.write`` makes one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ Row = sqlite3.Row
 
 GROUP = 100
 """Most writes committed together."""
+IDLE = 4
+"""Most connections kept open for reading while nobody reads."""
 
 _IOERR, _FULL = 10, 13  # sqlite3.h; Python 3.10 doesn't name them
 
@@ -63,46 +67,54 @@ class Transaction:
 
 
 class Reader:
-    """The SQLite file for those who only read: a connection for each thread. Also beside the program that writes it."""
+    """The SQLite file for those who only read, from any thread. Also beside the program that writes it.
+
+    A connection is lent for one query and kept for the next, ``IDLE`` of them at most: threads come and go (a web server's,
+    an association's), and what each had opened for itself would stay for ever.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
+        self._done = False
 
     def all(self, sql: str, *values: Any) -> list[Row]:
         """The rows of a query over what is committed."""
-        return self._reader().execute(sql, values).fetchall()
+        with self._lent() as connection:
+            return connection.execute(sql, values).fetchall()
 
     def one(self, sql: str, *values: Any) -> Row | None:
         """The first row of a query over what is committed, or ``None``."""
-        row: Row | None = self._reader().execute(sql, values).fetchone()
+        with self._lent() as connection:
+            cursor = connection.execute(sql, values)
+            row: Row | None = cursor.fetchone()
+            cursor.close()  # a statement that is not at its end holds its view of the file, and the log can't be emptied
         return row
 
+    def close(self) -> None:
+        """Close the connections; one that is lent is closed when it comes back."""
+        with self._lock:
+            self._done = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
     @contextmanager
-    def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A reader that sees one state of the journal throughout."""
-        connection = self._reader()
-        connection.execute("BEGIN")
+    def _lent(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = _connect_to_read(self.path)
         try:
             yield connection
         finally:
-            connection.execute("ROLLBACK")
-
-    def close(self) -> None:
-        """Close the connections."""
-        for connection in self._readers:
-            connection.close()
-
-    def _reader(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = _connect_to_read(self.path)
-            self._local.connection = connection
             with self._lock:
-                self._readers.append(connection)
-        return connection
+                keep = not self._done and len(self._idle) < IDLE
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
 
 
 class Journal(Reader):
@@ -119,6 +131,8 @@ class Journal(Reader):
         self.groups = 0
         self.writes = 0
         self._queue: queue.SimpleQueue[list[_Write] | None] = queue.SimpleQueue()
+        self._pending = 0  # writes, or groups of them, that were given and are not yet answered; under ``_lock``
+        self._turn = threading.Lock()  # whose thread has the connection
         self._connection = _open(path)
         schema.migrate(self._connection)
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
@@ -131,7 +145,20 @@ class Journal(Reader):
 
     def write(self, function: Callable[[Transaction], T]) -> T:
         """Run ``function`` in a transaction; durable when this returns, undone when it raises."""
-        return self.submit(function).result()
+        with self._lock:
+            alone = not self._pending and not self._closed
+            if alone:
+                self._pending += 1
+                self._turn.acquire()  # at once: nobody else has anything to write
+        if not alone:
+            return self.submit(function).result()
+        future: Future[T] = Future()
+        try:
+            self._commit([(function, future)])
+        finally:
+            self._turn.release()
+            self._answered()
+        return future.result()
 
     def submit(self, function: Callable[[Transaction], T]) -> Future[T]:
         """Like ``write``, without waiting: the future is done when the write is durable."""
@@ -143,6 +170,7 @@ class Journal(Reader):
         with self._lock:
             if self._closed:
                 raise StoreError("the journal is closed; the program is stopping")
+            self._pending += 1
             self._queue.put(writes)
         return [future for _, future in writes]
 
@@ -155,21 +183,29 @@ class Journal(Reader):
             self._queue.put(None)
         self._thread.join()
         super().close()
-        self._connection.close()
+        with self._turn:
+            self._connection.close()
+
+    def _answered(self, number: int = 1) -> None:
+        with self._lock:
+            self._pending -= number
 
     def _serve(self) -> None:
         while True:
             first = self._queue.get()
             if first is None:
                 return
-            group, stop = list(first), False
-            while len(group) < GROUP and not self._queue.empty():
-                item = self._queue.get()
-                if item is None:
-                    stop = True
-                    break
-                group += item
-            self._commit(group)
+            group, taken, stop = list(first), 1, False
+            with self._turn:
+                while len(group) < GROUP and not self._queue.empty():
+                    item = self._queue.get()
+                    if item is None:
+                        stop = True
+                        break
+                    group += item
+                    taken += 1
+                self._commit(group)
+            self._answered(taken)
             if stop:
                 return
 
@@ -216,6 +252,10 @@ class Journal(Reader):
                 return None
             failed = StoreError(f"{self.path}: {error}; run bedside doctor")
             return [(None, failed)] * len(group)
+        except BaseException:  # a signal's, on a thread that writes for itself
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
         return results
 
 
@@ -237,12 +277,15 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
+    connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA query_only=ON")
-        connection.execute("SELECT 1 FROM meta LIMIT 1")
+        connection.execute("SELECT 1 FROM meta LIMIT 1").fetchall()
     except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
         raise StoreError(f"{path}: {error}; it is made by the daemon's first start: bedside run") from error
     return connection
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from appliance.store import audit, schema
 from appliance.store.errors import IllegalTransition, StoreError, StoreFull
-from appliance.store.journal import Journal, Transaction
+from appliance.store.journal import IDLE, Journal, Transaction
 from appliance.store.reserve import Reserve
 from tests.boxes import now
 
@@ -48,6 +49,33 @@ def test_what_comes_together_is_committed_together(tmp_path: Path) -> None:
     assert journal.groups - before <= 3
     assert len(journal.all("SELECT key FROM meta")) == 100
     journal.close()
+
+
+def open_files(folder: Path, ending: str = "") -> int:
+    links = (link for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return sum(str(link.readlink()).startswith(str(folder)) and str(link.readlink()).endswith(ending) for link in links)
+
+
+def test_threads_that_come_and_go_leave_no_connections_behind(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    opened = []
+    for _ in range(4):
+        with ThreadPoolExecutor(20) as threads:
+            together = threading.Barrier(20, timeout=20)
+
+            def read(_: int, together: threading.Barrier = together) -> int:
+                with journal._lent() as connection:
+                    together.wait()
+                    return len(connection.execute("SELECT key FROM meta").fetchall())
+
+            assert len(set(threads.map(read, range(20)))) == 1
+        opened.append(open_files(tmp_path))
+        assert open_files(tmp_path, "-wal") <= IDLE + 1, "a log for each connection, with the writer's"
+    assert opened[-1] == opened[0], "SQLite keeps the file itself open for the next connection"
+    with journal._lent() as lent:
+        journal.close()
+        assert lent.execute("SELECT 1").fetchone()
+    assert open_files(tmp_path) == 0
 
 
 def test_what_was_submitted_before_closing_is_written(tmp_path: Path) -> None:
