@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: device-lab help demo test setup setup-tests check format lock bench test-slow gpu-test torture attack sbom audit schema clean
+.PHONY: device-lab help demo test setup setup-tests check format lock bench test-slow gpu-test torture soak attack sbom audit schema clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ gpu-test: setup-tests  ## what needs an NVIDIA GPU
 
 torture: setup  ## kill and cut everything for two minutes, then count
 	$(PY) -m tools.torture --kills 25
+
+soak: setup-tests  ## an hour of mixed capture, everything unplugged now and then, then count (SOAK_ARGS="--minutes 5")
+	$(PY) -m tools.soak $(SOAK_ARGS)
 
 attack: setup   ## thief, guest, rogue broker, replayer and rogue device against the real programs
 	$(PY) -m tools.attack

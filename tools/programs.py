@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ _DEADLINE = 180.0
 
 
 class Programs:
-    """The three programs and the link, in ``folder``; ``box`` and ``hub`` are more TOML for their configurations."""
+    """The three programs and the link, in ``folder``; ``box``: more TOML for the box, ``environment``: more variables."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, box: str = "", environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._box = box
+        self._environment = {**os.environ, **(environment or {})}
         self.broker, self.dicom, self.console, self.web = (free_port() for _ in range(4))
         self.link = FaultProxy(self.broker)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -77,7 +80,8 @@ class Programs:
             f'[device]\nsite = "demo"\nname = "bedside-1"\n[storage]\nstate = "{self.folder}/box"\nrefuse_below = 64\n'
             f'reserve = 8\n[dicom]\naddress = "127.0.0.1"\nport = {self.dicom}\n'
             f'[folder]\nenabled = true\npath = "{self.inbox}"\nsettle = 0.3\n'
-            f'[link]\nport = {self.link.port}\nreconnect_to = 1.0\n[console]\nport = {self.console}\nsign_in = "off"\n',
+            f'[link]\nport = {self.link.port}\nreconnect_to = 1.0\n[console]\nport = {self.console}\nsign_in = "off"\n'
+            f"{self._box}",
         )
         self._run("broker", mosquitto, "-c", str(self.folder / "mosquitto.conf"))
         self._run("hub", _program("bedside-hub"), "run", "--config", str(self.folder / "hub.toml"))
@@ -125,7 +129,7 @@ class Programs:
     def _run(self, name: str, *command: str) -> None:
         self._commands[name] = command
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(command, stdout=log, stderr=log)
+            self.running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
 
     def give_up(self, why: str) -> None:
         """Show the ends of the programs' logs, stop them, and exit with 1."""

@@ -13,28 +13,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import io
 import random
 import socket
-import sqlite3
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 
+from tools import arrivals
 from tools.programs import Programs, get
 
 _PAUSE = (0.2, 3.0)
@@ -203,51 +198,25 @@ def torture(programs: Programs, outcome: Outcome, kills: int, seconds: float) ->
     outcome.sent, outcome.acknowledged = sender.sent, len(sender.acknowledged)
     drained = time.monotonic()
     programs.wait("the console", lambda: get(programs.bedside_url + "/api/status"), _DRAIN)
-    programs.wait("everything delivered", lambda: _nothing_waits(programs), _DRAIN)
+    programs.wait("everything delivered", lambda: arrivals.nothing_waits(programs), _DRAIN)
     outcome.drain_seconds = round(time.monotonic() - drained, 1)
     _compare(programs, sender.acknowledged, outcome)
     outcome.bytes_sent = programs.link.bytes_up
     outcome.seconds = round(time.monotonic() - began, 1)
 
 
-def _nothing_waits(programs: Programs) -> bool:
-    status = get(programs.bedside_url + "/api/status")
-    states = status.get("captures", {})
-    unfinished = sum(states.get(name, 0) for name in ("kept", "checked", "read", "reported"))
-    return bool(states.get("delivered")) and not unfinished and not status.get("waiting_messages", 0)
-
-
 def _compare(programs: Programs, acknowledged: dict[str, str], outcome: Outcome) -> None:
     """Every acknowledged capture at the hub: once, with the pixels that were sent."""
-    with contextlib.closing(sqlite3.connect(programs.folder / "hub" / "hub.sqlite")) as database:
-        cases = [row[0] for row in database.execute("SELECT id FROM capture")]
-        conflicts = database.execute("SELECT count(*) FROM conflict").fetchone()[0]
-    outcome.corrupt += conflicts  # no two different contents were ever sent under one id
+    outcome.corrupt += arrivals.conflicts(programs)  # no two different contents were ever sent under one id
     found: Counter[str] = Counter()
-    for case in cases:
-        detail = get(f"{programs.hub_url}/api/cases/{case}")
-        uid = detail["result"]["capture"]["instance_uid"]
-        found[uid] += 1
-        originals = [blob for blob in detail["blobs"] if blob["kind"] == "original"]
-        whole = len(originals) == 1 and _same(programs, originals[0]["sha256"], detail, acknowledged.get(uid))
-        outcome.corrupt += not whole
+    for case in arrivals.cases(programs):
+        found[case.instance_uid] += 1
+        # One that is not known was kept, but its acknowledgement was lost with the kill: more than was owed.
+        sent = acknowledged.get(case.instance_uid)
+        outcome.corrupt += case.original is None or (sent is not None and case.pixels() != sent)
     outcome.delivered = sum(found[uid] > 0 for uid in acknowledged)
     outcome.lost = len(acknowledged) - outcome.delivered
     outcome.doubled = sum(count - 1 for count in found.values())
-
-
-def _same(programs: Programs, sha256: str, detail: dict[str, Any], pixels: str | None) -> bool:
-    """Whether the hub's original has the hash that the bedside said and, if we know it, the pixels that were sent."""
-    try:
-        with urllib.request.urlopen(f"{programs.hub_url}/api/blobs/{sha256}", timeout=20) as answer:  # noqa: S310
-            data = answer.read()
-    except urllib.error.HTTPError:
-        return False
-    if hashlib.sha256(data).hexdigest() != detail["result"]["capture"]["sha256"]:
-        return False
-    if pixels is None:  # kept, but the acknowledgement was lost with the kill: more than was owed
-        return True
-    return hashlib.sha256(pydicom.dcmread(io.BytesIO(data)).PixelData).hexdigest() == pixels
 
 
 def main() -> int:
