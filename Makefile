@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: device-lab help demo test setup setup-tests check format lock bench test-slow gpu-test torture soak attack sbom audit schema clean
+.PHONY: device-lab help demo test setup setup-tests check format lock bench test-slow gpu-test torture soak fuzz attack sbom audit schema clean
 
 help:           ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ torture: setup  ## kill and cut everything for two minutes, then count
 
 soak: setup-tests  ## an hour of mixed capture, everything unplugged now and then, then count (SOAK_ARGS="--minutes 5")
 	$(PY) -m tools.soak $(SOAK_ARGS)
+
+fuzz: setup-tests  ## broken files, associations, sounds and settings, a minute each (FUZZ_MINUTES=60)
+	for kind in files messages sounds config; do $(PY) -m tools.fuzz $$kind --minutes $(or $(FUZZ_MINUTES),1) || exit 1; done
 
 attack: setup   ## thief, guest, rogue broker, replayer and rogue device against the real programs
 	$(PY) -m tools.attack

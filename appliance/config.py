@@ -30,7 +30,7 @@ class DeviceConfig(Section, frozen=True, kw_only=True):
 class StorageConfig(Section, frozen=True, kw_only=True):
     """Where everything that must survive is kept, and when intake stops."""
 
-    state: Annotated[str, field("Folder of the journal, the vault and the keys")] = "/var/lib/bedside"
+    state: Annotated[str, field("Folder of the journal, the vault and the keys", min_length=1)] = "/var/lib/bedside"
     refuse_below: Annotated[
         int, field("Refuse new captures when less than this is free", "MB", ge=16, le=1_000_000)
     ] = 512
@@ -94,7 +94,7 @@ class FolderConfig(Section, frozen=True, kw_only=True):
     """The watched folder: files put there are taken, once they are complete."""
 
     enabled: Annotated[bool, field("Watch the folder")] = False
-    path: Annotated[str, field("Folder to watch")] = "/var/lib/bedside/inbox"
+    path: Annotated[str, field("Folder to watch", min_length=1)] = "/var/lib/bedside/inbox"
     settle: Annotated[float, field("A file must not have grown for this long", "s", ge=0.1, le=600)] = 1.0
 
 

@@ -33,6 +33,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 """A short name that may stand in a topic or a file name."""
+_MOST, _LINE = 262_144, 4_096
+"""Characters of a file and of a line: TOML's parsers take time that grows with the square of a key's length."""
 Port = Annotated[int, Meta(ge=1, le=65535)]
 _File = TypeVar("_File", bound=Section)
 
@@ -55,7 +57,8 @@ class Form(Generic[_File]):
     def load(self, path: Path) -> _File:
         """Read and validate the file; raises ``ConfigError`` naming the field and the remedy."""
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                text = file.read(_MOST + 1)
         except OSError as error:
             remedy = f"write one with: {self._command} > {path}"
             raise ConfigError(f"{path}: can't be read ({error.strerror}); {remedy}") from error
@@ -65,11 +68,16 @@ class Form(Generic[_File]):
 
     def parse(self, text: str, name: str = "configuration") -> _File:
         """Validate the text of a configuration; raises ``ConfigError``. ``name`` stands in the messages."""
+        if len(text) > _MOST or any(len(line) > _LINE for line in text.splitlines()):
+            most = f"the most is {_MOST:,} characters, {_LINE:,} in a line"
+            raise ConfigError(f"{name}: too long to be a configuration ({most}); is it the right file?")
         try:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             remedy = "strings stand in quotes, sections in [brackets]"
             raise ConfigError(f"{name}: not valid TOML: {error}; {remedy}") from error
+        except (RecursionError, ValueError) as error:  # tables in tables without end; a number of thousands of digits
+            raise ConfigError(f"{name}: not a configuration ({error}); is it the right file?") from error
         unknown = next(_unknown(tables, self._kind, ""), None)
         if unknown is not None:
             raise ConfigError(f"{name}: {unknown}")
@@ -77,6 +85,8 @@ class Form(Generic[_File]):
             config = msgspec.convert(tables, self._kind)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{name}: {self._explain(str(error))}") from error
+        if "\0" in text or "\\u0000" in text.lower():
+            raise ConfigError(f"{name}: holds a character of code 0, which no path or name may have; remove it")
         self._check(config, name)
         return config
 

@@ -38,11 +38,22 @@ def test_every_field_has_a_title_and_stands_in_the_example() -> None:
         ("[storage]\nrefuse_below = 64\nreserve = 64", r"storage\.reserve: must be less"),
         ("x = ", "not valid TOML"),
         ("dicom = 3", r"dicom: Expected `object`, got `int`"),
+        ("[storage]\nstate = ''", r"storage\.state: Expected `str` of length >= 1"),
+        ('[storage]\nstate = "a\\u0000b"', "character of code 0"),
+        ("a = " + "[" * 3000, "not a configuration"),
+        ("[dicom]\nport = " + "9" * 4000, r"dicom\.port: "),
+        (".".join("a" * 20000) + " = 1", "too long to be a configuration"),
+        ("# words\n" * 40000, "too long to be a configuration"),
     ],
 )
 def test_a_mistake_is_told_with_its_field_and_a_remedy(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         config.parse(text)
+
+
+def test_a_file_without_end_is_told_before_it_fills_the_memory() -> None:
+    with pytest.raises(ConfigError, match="too long to be a configuration"):
+        config.load(Path("/dev/zero"))
 
 
 def test_a_missing_file_is_told_with_the_command_that_makes_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Broken associations for ``fuzz_dicom``: whole conversations, changed, against a DICOM door over a real store."""
+"""Broken associations for ``tools.fuzz``: whole conversations, changed, against a DICOM door over a real store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 from typing_extensions import Self
 
-from tools.fuzz_dicom import MEMORY, SECONDS, Outcome, Problem, mutate
+from tools.fuzz.cases import MEMORY, SECONDS, Outcome, Problem, mutate
 
 CR, VERIFICATION, WORKLIST = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.31"
 COMMITMENT, INSTANCE, STEP = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1", "1.2.840.10008.3.1.2.3.3"
@@ -190,7 +190,7 @@ class _Box:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.fuzz_dicom_messages", str(folder)],
+            [sys.executable, "-m", "tools.fuzz.messages", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,0 +1,1 @@
+"""Broken input of every kind thrown at everything that parses: ``python -m tools.fuzz``."""
