@@ -13,9 +13,10 @@ changes, and ``usable`` says so at run time, upon which the door falls back to o
 - ``DIMSEServiceProvider.receive_primitive`` decodes a message in ``message``, which becomes a ``C_STORE_RQ`` with its
   ``encoded_command_set`` once that is whole; its data set is then received and answered here;
 - ``DULServiceProvider._read_pdu_data`` reads one PDU, starting with ``socket.recv(6)``; in state ``Sta6`` a P-DATA-TF
-  leads to ``dimse.receive_primitive`` and no change of state; ``run_reactor`` polls ``socket.ready`` and the queues
-  ``to_provider_queue``, ``to_user_queue`` and ``dimse.msg_queue``, sleeping ``_run_loop_delay`` between. Here it waits
-  for whichever comes first instead, which saves the milliseconds of polling in every exchange.
+  leads to ``dimse.receive_primitive`` and a P-DATA in ``to_provider_queue`` to ``socket.send``, with no change of state;
+  ``run_reactor`` polls ``socket.ready`` and the queues ``to_provider_queue``, ``to_user_queue`` and ``dimse.msg_queue``,
+  sleeping ``_run_loop_delay`` between. Here it waits for whichever comes first instead, and from one object to the next
+  it does not come back at all: even a sleep of nothing gives the processor away, for milliseconds if others want it.
 """
 
 from __future__ import annotations
@@ -127,11 +128,7 @@ class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
                 if self._sink is not None:
                     self.fragment(context_id, data[0], memoryview(data)[1:])
                     continue
-                # Nearly always the whole command set is one fragment; decoding it here saves a third of a millisecond.
-                whole = self.message is None and data[0] & 3 == 3
-                request = store_request(memoryview(data)[1:]) if whole else None
-                if request is not None:
-                    self._begin(context_id, request)
+                if self.command(context_id, data[0], memoryview(data)[1:]):
                     continue
                 part = P_DATA()
                 part.presentation_data_value_list.append((context_id, data))
@@ -141,6 +138,17 @@ class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - the edge: what a malformed message breaks, ends this association alone
             self.note("malformed", f"the peer sent a malformed DIMSE message ({type(error).__name__})")
             self.dul.event_queue.put("Evt19")
+
+    def command(self, context_id: int, control: int, data: memoryview) -> bool:
+        """Whether this fragment was a whole C-STORE request, as nearly always; anything else is left to pynetdicom."""
+        if self.message is not None or control & 3 != 3 or context_id not in self.assoc._accepted_cx:  # noqa: SLF001
+            return False
+        request = store_request(data)
+        if request is None:
+            return False
+        self._active = time.monotonic()
+        self._begin(context_id, request)
+        return True
 
     def _inspect(self, context_id: int) -> None:
         """Look at a message that is not yet whole: has it become a C-STORE request with a data set to come?"""
@@ -168,11 +176,9 @@ class Dimse(DIMSEServiceProvider):  # type: ignore[misc]
         if control & 2:
             response = store_response(self._request, *sink.finish())
             self._sink = None
-            answer = P_DATA()
-            answer.presentation_data_value_list.append((context_id, b"\x03" + response))
             self._active = time.monotonic()
             with self._sending:
-                self.dul.send_pdu(answer)
+                self.dul.answer(context_id, response)
 
     def send_msg(self, primitive: Any, context_id: int) -> None:
         """Send a whole message."""
@@ -316,6 +322,16 @@ class Dul(DULServiceProvider):  # type: ignore[misc]
         self.join()
         return True
 
+    def answer(self, context_id: int, command: bytes) -> None:
+        """Send a command set that fits into one fragment; on this thread only."""
+        if self.state_machine.current_state == _TRANSFER and self.to_provider_queue.empty():
+            size = len(command) + 2
+            self.socket.send(struct.pack(">BBIIBB", _P_DATA_TF, 0, size + 4, size, context_id, 3) + command)
+            return
+        primitive = P_DATA()
+        primitive.presentation_data_value_list.append((context_id, b"\x03" + command))
+        self.send_pdu(primitive)
+
     def _read_pdu_data(self) -> None:
         if self.state_machine.current_state == _CLOSING:
             if not self.socket.drain():
@@ -323,26 +339,28 @@ class Dul(DULServiceProvider):  # type: ignore[misc]
             return
         while self.state_machine.current_state == _TRANSFER and self._take_fragment():
             self._idle_timer.restart()
-            if not self.to_provider_queue.empty() or self._kill_thread:
+            ready = self.assoc.dimse.streaming or self.socket.ready
+            if not ready or self._kill_thread or not (self.to_provider_queue.empty() and self.event_queue.empty()):
                 return
         if self._allowed():
             super()._read_pdu_data()
 
     def _take_fragment(self) -> bool:
-        """Take one P-DATA-TF that is one fragment of the data set being received; anything else is left: False."""
+        """Take one P-DATA-TF that is one fragment of a data set, or the request that announces one; else it is left: False."""
         dimse = self.assoc.dimse
-        context_id = dimse.streaming
-        if not context_id:
-            return False
         with memoryview(self._buffer) as buffer:
             got = self._fill(buffer[:_HEAD])
             kind, _, length, item = struct.unpack_from(">BBII", buffer)
             if got == _HEAD and kind == _P_DATA_TF and item == length - 4 and 2 <= item <= PDU_SIZE:
                 got += self._fill(buffer[_HEAD : _HEAD + item])
-                control = buffer[_HEAD + 1]
-                if got == _HEAD + item and buffer[_HEAD] == context_id and not control & 1:
-                    dimse.fragment(context_id, control, buffer[_HEAD + 2 : got])
-                    return True
+                context_id, control = buffer[_HEAD : _HEAD + 2]
+                if got == _HEAD + item:
+                    if not dimse.streaming:
+                        taken = dimse.command(context_id, control, buffer[_HEAD + 2 : got])
+                    elif taken := context_id == dimse.streaming and not control & 1:
+                        dimse.fragment(context_id, control, buffer[_HEAD + 2 : got])
+                    if taken:
+                        return True
             self.socket.push_back(buffer[:got])
         return False
 

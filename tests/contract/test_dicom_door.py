@@ -21,9 +21,12 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pynetdicom import AE, evt
 from pynetdicom import _config as pynetdicom_config
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu_primitives import P_DATA
 
 from appliance.capture import dimse_stream
-from appliance.capture.dicom import STORAGE_CLASSES, TRANSFER_SYNTAXES, DicomDoor
+from appliance.capture.dicom import STORAGE_CLASSES, TRANSFER_SYNTAXES, VERIFICATION, DicomDoor
+from appliance.capture.waking import SignallingQueue
 from appliance.config import DicomConfig
 from appliance.records import Modality
 from tests.simulated_intake import SimulatedIntake
@@ -192,6 +195,31 @@ def test_other_bytes_under_a_known_instance_are_kept_aside_and_counted():
         assert send(door, image(PatientID="P2")).Status == 0x0000
         assert [facts.patient.id for _, facts in intake.kept] == ["P1", "P2"]
         assert door.counts["conflict"] == 1
+
+
+def test_from_one_object_to_the_next_pynetdicoms_polling_is_left_out(monkeypatch):
+    slowly = []
+    read = DULServiceProvider._read_pdu_data
+    monkeypatch.setattr(DULServiceProvider, "_read_pdu_data", lambda dul: (slowly.append(type(dul)), read(dul)))
+    with open_door() as (door, intake), association(door, {CR: EXPLICIT, VERIFICATION: EXPLICIT}) as link:
+        before = slowly.count(dimse_stream.Dul)
+        statuses = [link.send_c_store(image(f"1.2.{number}", 300)).Status for number in range(10)]
+        assert slowly.count(dimse_stream.Dul) == before
+        assert link.send_c_echo().Status == 0
+        assert slowly.count(dimse_stream.Dul) == before + 1, "what is no object goes through pynetdicom, as ever"
+        assert link.send_c_store(image("1.2.10")).Status == 0
+    assert statuses == [0] * 10
+    assert len(intake.kept) == 11
+
+
+def test_an_answer_waits_for_what_was_to_be_sent_before_it(monkeypatch):
+    waiting = []
+    send_pdu = dimse_stream.Dul.send_pdu
+    monkeypatch.setattr(dimse_stream.Dul, "send_pdu", lambda dul, pdu: (waiting.append(pdu), send_pdu(dul, pdu)))
+    monkeypatch.setattr(SignallingQueue, "empty", lambda _: False)
+    with open_door() as (door, _), association(door, {CR: EXPLICIT}) as link:
+        assert [link.send_c_store(image(f"1.2.{number}")).Status for number in range(3)] == [0] * 3
+        assert sum(isinstance(pdu, P_DATA) for pdu in waiting) == 3
 
 
 def test_many_senders_at_once_lose_and_mix_nothing():
