@@ -258,6 +258,7 @@ class Daemon:
                 self.store.note("carried", "receipts", "from a stick")
             if time.monotonic() - self._tidied >= _TIDY_EVERY:
                 self._tidied = time.monotonic()
+                footprint.give_back()
                 self._escalation.tend()
                 self._retention.tend()
                 self._writes.tend()

@@ -282,6 +282,7 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=30, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA query_only=ON")
+        connection.execute("PRAGMA cache_size=-512")  # KiB: several of these; the kernel keeps the file's pages anyway
         connection.execute("SELECT 1 FROM meta LIMIT 1").fetchall()
     except sqlite3.Error as error:
         if connection is not None:

@@ -42,12 +42,12 @@ def test_a_slope_is_found_among_spikes(slope: float) -> None:
 def test_a_process_that_hoards_is_named_and_one_that_came_late_is_not() -> None:
     hoard = "run = []\nwhile True:\n    run.append(bytearray(2_000_000))\n    import time; time.sleep(0.1)"
     with subprocess.Popen([sys.executable, "-c", hoard, "appliance.hoard"]) as process:
-        watch = memory.Watch(process.pid, every_s=0.1)
+        watch = memory.Watch({"box": process.pid}, every_s=0.1)
         watch.start()
         time.sleep(2.5)
         process.kill()
         found = watch.stop()
-    assert found["appliance.hoard"].low > 1000, "20 MB a second"
+    assert found["box: appliance.hoard"].low > 1000, "20 MB a second"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
 The real broker, hub and box; films and archives, sounds, a stick that is pulled away, the stethoscope (PortAudio over a
 PulseAudio null sink) and live ultrasound (a transport stream over UDP), each unplugged in the middle; a nurse who looks; a
 link that is cut, away or slow. It ends with 1 when anything that the box had said was kept is not at the hub once and whole,
-when anything else went wrong, or when a process of the box grows.
+when anything else went wrong, or when a process of box or hub grows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FRAMES = 150
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What the soak counts. ``lost``: owed and not at the hub; ``growing``: processes of the box."""
+    """What the soak counts. ``lost``: owed and not at the hub; ``growing``: processes of box and hub."""
 
     minutes: float = 0.0
     seed: int = 0
@@ -60,7 +60,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 def soak(programs: Programs, ways: list[clinic.Way], owed: clinic.Owed, outcome: Outcome) -> None:
     """Use all ways for the time, let the link do its work, count."""
     programs.link.refuse(False)
-    watch = memory.Watch(programs.running["box"].pid)
+    watch = memory.Watch({name: programs.running[name].pid for name in ("box", "hub")})
     watch.start()
     end = time.monotonic() + outcome.minutes * 60
     with clinic.working(ways):

@@ -52,7 +52,7 @@ class Owed(msgspec.Struct):
 class Way(threading.Thread):
     """One way in. ``counts`` says what was done, ``troubles`` what should not have happened."""
 
-    pause_s = (0.5, 3.0)
+    pause_s = (2.0, 12.0)
 
     def __init__(self, programs: Programs, owed: Owed, seed: int) -> None:
         super().__init__(name=type(self).__name__.lower(), daemon=True)
@@ -97,7 +97,7 @@ class Way(threading.Thread):
 class Films(Way):
     """Computed radiographs by C-STORE: noise of many sizes, a real chest now and then, and transfers cut in the middle."""
 
-    pause_s = (0.1, 2.0)
+    pause_s = (0.5, 5.0)
 
     def __init__(self, programs: Programs, owed: Owed, seed: int) -> None:
         super().__init__(programs, owed, seed)
@@ -140,7 +140,7 @@ class Films(Way):
 class Stick(Way):
     """Sounds, archives of images and junk in the watched folder, and a folder that is pulled away like a stick."""
 
-    pause_s = (2.0, 8.0)
+    pause_s = (3.0, 15.0)
 
     def __init__(self, programs: Programs, owed: Owed, seed: int) -> None:
         super().__init__(programs, owed, seed)

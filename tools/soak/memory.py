@@ -7,9 +7,11 @@ there from the first of these samples to the last.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import numpy as np
@@ -33,10 +35,10 @@ class Trend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watch:
-    """Samples a process and all that it started until ``stop``."""
+    """Samples programs (name → process id) and all that they started until ``stop``."""
 
-    def __init__(self, root: int, every_s: float = EVERY_S) -> None:
-        self._root = psutil.Process(root)
+    def __init__(self, roots: Mapping[str, int], every_s: float = EVERY_S) -> None:
+        self._roots = {name: psutil.Process(pid) for name, pid in roots.items()}
         self._every_s = every_s
         self._samples: dict[tuple[str, int], list[tuple[float, float, int, int]]] = defaultdict(list)
         self._end = threading.Event()
@@ -60,21 +62,25 @@ class Watch:
         while not self._end.wait(self._every_s):
             self._rounds += 1
             at = (time.monotonic() - begun) / 3600
-            for process in [self._root, *self._root.children(recursive=True)]:
+            for root, process in self._all():
                 try:
                     with process.oneshot():
                         row = (at, process.memory_info().rss / 1e6, process.num_fds(), process.num_threads())
-                        name = _role(process)
+                        name = _role(root, process)
                 except psutil.NoSuchProcess:
                     continue
                 self._samples[name, process.pid].append(row)
 
+    def _all(self) -> Iterator[tuple[str, psutil.Process]]:
+        for name, root in self._roots.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                yield from ((name, one) for one in (root, *root.children(recursive=True)))
 
-def _role(process: psutil.Process) -> str:
-    """What a process does: the module it runs, or the program's name."""
-    line = process.cmdline()
-    modules = [one for one in line if one.startswith("appliance.")]
-    return modules[0] if modules else "daemon" if "run" in line else process.name()
+
+def _role(root: str, process: psutil.Process) -> str:
+    """What a process does: the program itself, or the last module that it was told to run."""
+    modules = [one.partition(":")[0] for one in process.cmdline() if one.startswith("appliance.")]
+    return f"{root}: {modules[-1]}" if modules else root
 
 
 def trend(rows: list[tuple[float, float, int, int]]) -> Trend:
