@@ -18,6 +18,7 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ from appliance.store.keys import BoxKey
 MAGIC = b"BEDSIDE1"
 FRAME = 1 << 20
 SPARES = 4
+WRITERS = 4
+"""Threads at most that seal and write frames while the next ones come."""
 _TAG = 16
 _HEADER = len(MAGIC) + 4 + 60
 _SUFFIX = ".blob"
@@ -45,7 +48,11 @@ class Blob(NamedTuple):
 
 
 class BlobWriter:
-    """Takes bytes as they come; ``finish`` makes them a blob, ``abort`` leaves nothing."""
+    """Takes bytes as they come; ``finish`` makes them a blob, ``abort`` leaves nothing.
+
+    A full frame is sealed and written by one of the vault's threads while the next one is taken and hashed: one at a time, in
+    order. What fits into one frame is the work of the caller's thread alone.
+    """
 
     def __init__(self, vault: Vault, temporary: Path) -> None:
         self._vault = vault
@@ -54,8 +61,12 @@ class BlobWriter:
         self._cipher = AESGCM(key)
         self._header = MAGIC + struct.pack(">I", FRAME) + vault.key.wrap(key)
         self._hash = hashlib.sha256()
-        self._buffer = bytearray()
-        self._sealed: bytearray | None = None
+        self._buffers: list[bytearray] = []
+        self._plain = memoryview(b"")  # of the frame being taken, ``_filled`` bytes so far
+        self._next = memoryview(b"")  # the other one, being written while ``_under_way``
+        self._sealed = memoryview(b"")
+        self._filled = 0
+        self._under_way: Future[None] | None = None
         self._frames = 0
         self._size = 0
         self._file = vault.files.create(temporary)
@@ -64,23 +75,27 @@ class BlobWriter:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Add ``data``; returns its length. ``OSError`` (a full disk) leaves the writer to be aborted."""
         self._hash.update(data)  # here and not with the frame: it is done while the sender sends on
-        self._buffer += data
-        while len(self._buffer) > FRAME:  # strictly: the last frame is marked, so one frame is always held back
-            with memoryview(self._buffer) as view, view[:FRAME] as frame:
-                self._put(frame, last=False)
-            del self._buffer[:FRAME]
-        return len(data)
+        with memoryview(data) as view:
+            taken, size = 0, len(view)
+            while taken < size:
+                if self._filled == len(self._plain):  # no sooner: the last frame is marked, so one is always held back
+                    self._turn_over()
+                step = min(FRAME - self._filled, size - taken)
+                self._plain[self._filled : self._filled + step] = view[taken : taken + step]
+                self._filled += step
+                taken += step
+        self._size += size
+        return size
 
     @property
     def size(self) -> int:
         """Plain bytes taken so far."""
-        return self._size + len(self._buffer)
+        return self._size
 
     def finish(self) -> Blob:
         """Make everything written durable under its final name."""
-        with memoryview(self._buffer) as frame:
-            self._put(frame, last=True)
-        self._buffer.clear()
+        self._settle()
+        self._put(self._plain[: self._filled], last=True)
         blob = Blob(self._hash.hexdigest(), self._size)
         target = self._vault.path(blob.sha256)
         self._give_back()
@@ -94,24 +109,46 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Leave nothing behind."""
+        if self._under_way is not None:
+            wait((self._under_way,))
         self._give_back()
         self._file.close()
         with contextlib.suppress(OSError):  # what can't be removed now is removed by the repair at start
             self._vault.files.remove(self._temporary)
 
+    def _turn_over(self) -> None:
+        """Have the full frame written, if there is one, and begin the next."""
+        self._settle()
+        if not self._next:
+            self._next = self._buffer(FRAME)
+        full, self._plain, self._next = self._plain, self._next, self._plain
+        self._filled = 0
+        if full:
+            self._under_way = self._vault.workers.submit(self._put, full, last=False)
+
+    def _settle(self) -> None:
+        """Wait until the frame that is being written is; raises what was raised there."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
     def _put(self, plain: memoryview, *, last: bool) -> None:
-        self._size += len(plain)
-        if self._sealed is None:
-            self._sealed = self._vault.spare()
-        sealed = memoryview(self._sealed)[: len(plain) + _TAG]
+        if not self._sealed:
+            self._sealed = self._buffer(FRAME + _TAG)
+        sealed = self._sealed[: len(plain) + _TAG]
         self._cipher.encrypt_into(_nonce(self._frames, last=last), plain, self._header, sealed)
         self._file.write(sealed)
         self._frames += 1
 
+    def _buffer(self, size: int) -> memoryview:
+        self._buffers.append(self._vault.spare())
+        return memoryview(self._buffers[-1])[:size]
+
     def _give_back(self) -> None:
-        buffer, self._sealed = self._sealed, None
-        if buffer is not None and len(self._vault.spares) < SPARES:
-            self._vault.spares.append(buffer)
+        self._plain = self._next = self._sealed = memoryview(b"")
+        self._vault.spares += self._buffers
+        del self._vault.spares[SPARES:]
+        self._buffers = []
 
 
 class Vault:
@@ -124,6 +161,7 @@ class Vault:
         self._serial = itertools.count()
         self.written = 0
         self.spares: list[bytearray] = []
+        self.workers = ThreadPoolExecutor(WRITERS, "vault")  # it starts them when they are wanted
         self.files.make_folder(folder)
 
     def prepare(self) -> None:
@@ -131,7 +169,7 @@ class Vault:
         self.files.make_folders(self.folder, (f"{number:02x}" for number in range(256)))
 
     def spare(self) -> bytearray:
-        """A buffer for a sealed frame, of those that writers gave back: a new one costs as much as encrypting half a frame."""
+        """A buffer for a frame, of those that writers gave back: a new one costs as much as encrypting half a frame."""
         try:
             return self.spares.pop()
         except IndexError:
