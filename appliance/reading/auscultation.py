@@ -35,7 +35,9 @@ def prepare_heart(sound: Sound, description: Description) -> Prepared:
 
     Graph ``network`` gets ``samples`` ``[windows, window_s × 2000]``, ``trees`` gets ``features`` ``[1, n]``, ``gate`` gets
     ``indices`` ``[1, n]``. ``parameters``: ``window_s``, ``step_s``, ``least_s`` and ``most_s`` (seconds; what is longer
-    is cut at the end). Measures: signal quality (0 to 1) and, when the beat is convincing, the heart rate.
+    is cut at the end), and ``gate_features`` (not 0: the indices go on with the features, mean over the windows, which tell
+    a heart from a lung; a bundle made before does without). Measures: signal quality (0 to 1) and, when the beat is
+    convincing, the heart rate.
     """
     samples, measured = _take(sound, description, heart_features.RATE_HZ)
     if isinstance(samples, Prepared):
@@ -47,6 +49,7 @@ def prepare_heart(sound: Sound, description: Description) -> Prepared:
     height = float(vector[heart_features.FEATURES.index("z-S1")])
     general = sound_quality.indices(samples, heart_features.RATE_HZ)
     gate = np.concatenate([general, np.array([beats.periodicity, beats.systolic, height, spread], np.float32)])
+    gate = _told_apart(gate, vector[None], description)
     measured |= {"periodicity": beats.periodicity, "beat_height": height}
     measured["signal_quality"] = heart_signal_quality(
         beats.periodicity, height, measured["clipped"], measured["dropped"]
@@ -78,6 +81,7 @@ def prepare_lung(sound: Sound, description: Description) -> Prepared:
     features = lung_features.features(whole, int(description.preprocess.parameters.get("cepstra", 0)))
     gate = sound_quality.indices(samples, lung_features.RATE_HZ)
     measured["signal_quality"] = lung_signal_quality(gate, measured["clipped"], measured["dropped"])
+    gate = _told_apart(gate, features, description)
     return Prepared(
         inputs={"network": {"samples": windows}, "trees": {"features": features}, "gate": {"indices": gate[None]}},
         quality=measured,
@@ -117,6 +121,13 @@ def cut(samples: Floats, rate_hz: int, description: Description) -> tuple[Floats
         starts.append(last)
     windows = np.lib.stride_tricks.sliding_window_view(samples, length)[starts]
     return np.ascontiguousarray(windows), tuple(start / rate_hz for start in starts)
+
+
+def _told_apart(indices: Floats, features: Floats, description: Description) -> Floats:
+    """The gate's indices, with the mean over the windows of ``features`` ``[windows, n]`` where the bundle asks for them."""
+    if not description.preprocess.parameters.get("gate_features"):
+        return indices
+    return np.concatenate([indices, features.mean(axis=0)])
 
 
 def _take(sound: Sound, description: Description, rate_hz: int) -> tuple[Floats | Prepared, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soxr
@@ -22,8 +23,10 @@ def sound(samples, rate_hz=4000.0):
     return Sound(header=Header(media_type="audio/wav"), samples=np.asarray(samples, np.float32), rate_hz=rate_hz)
 
 
-def prepare(name, samples, rate_hz=4000.0):
-    return PREPARE[name](sound(samples, rate_hz), load(MODELS / name).description)
+def prepare(name, samples, rate_hz=4000.0, **parameters):
+    description = load(MODELS / name).description
+    told = msgspec.structs.replace(description.preprocess, parameters=description.preprocess.parameters | parameters)
+    return PREPARE[name](sound(samples, rate_hz), msgspec.structs.replace(description, preprocess=told))
 
 
 def spread(rows):
@@ -124,10 +127,23 @@ def test_every_feature_has_a_name_and_the_names_are_distinct():
     for names, count in (
         (heart_features.FEATURES, prepare("heart-sound", samples).inputs["trees"]["features"].shape[1]),
         (lung_features.FEATURES, lung_features.features(samples[None]).shape[1]),
-        (auscultation.HEART_INDICES, prepare("heart-sound", samples).inputs["gate"]["indices"].shape[1]),
+        (
+            auscultation.HEART_INDICES,
+            prepare("heart-sound", samples, gate_features=0).inputs["gate"]["indices"].shape[1],
+        ),
         (sound_quality.INDICES, sound_quality.indices(samples, 4000).size),
     ):
         assert len(set(names)) == len(names) == count
+
+
+@pytest.mark.parametrize("modality", ["heart-sound", "lung-sound"])
+def test_a_gate_sees_the_features_where_its_bundle_asks_for_them(modality):
+    samples, _ = (sounds.heart if modality == "heart-sound" else sounds.lung)(6.0, seed=1)
+    plain, more = (prepare(modality, samples, **told).inputs for told in ({"gate_features": 0}, {"gate_features": 1}))
+    indices = plain["gate"]["indices"][0]
+    assert np.array_equal(more["gate"]["indices"][0, : indices.size], indices)
+    mean = more["trees"]["features"].mean(axis=0)
+    assert np.array_equal(more["gate"]["indices"][0, indices.size :], mean)
 
 
 def test_cepstra_follow_the_named_features_and_leave_those_as_they_are():

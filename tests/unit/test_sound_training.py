@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tools.train import sound_events, sound_hard_set, splits, trees_onnx
+from tools.train import kernel, sound_events, sound_gate, sound_hard_set, splits, stethoscopes, trees_onnx
 
 
 def answers(forest, path, features):
@@ -46,6 +46,90 @@ def test_a_linear_part_beside_the_trees_adds_its_logit_to_theirs(tmp_path):
     joined = np.log(alone / (1 - alone)) + np.clip((given - mean) / spread, -4, 4) @ weight + bias
     expected = 1 / (1 + np.exp(-joined))
     np.testing.assert_allclose(session.run(None, {"features": given})[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("weakest", [False, True])
+def test_a_kernel_machine_beside_the_trees_adds_its_logit_or_may_refuse_alone(tmp_path, weakest):
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    random = np.random.default_rng(2)
+    features = random.normal(0.0, 2.0, (300, 6)).astype(np.float32)
+    inside = (features[:, 2:] ** 2).sum(axis=1) < 12.0
+    forest = ensemble.ExtraTreesRegressor(n_estimators=5, min_samples_leaf=9, random_state=0)
+    forest.fit(features[:, :2], (features[:, 0] > 0).astype(np.float64))
+    told = kernel.Settings(strength=3.0, width=0.1, rows=250)
+    machine = kernel.fit(features, inside, np.ones(300), told, np.arange(2, 6), share=0.5)
+    assert np.mean((kernel.logits(machine, features) > 0) == inside) > 0.9
+    path = tmp_path / "trees.onnx"
+    trees_onnx.export(forest, path, 6, input_name="features", kernel=machine, weakest=weakest)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = np.concatenate([features, np.full((1, 6), 1e6, np.float32)])
+    alone = np.clip(forest.predict(given[:, :2]), 0.01, 0.99)
+    logit, beside = np.log(alone / (1 - alone)), kernel.logits(machine, given)
+    expected = 1 / (1 + np.exp(-(np.minimum(logit, beside) if weakest else logit + beside)))
+    np.testing.assert_allclose(session.run(None, {"features": given})[0][:, 0], expected, atol=1e-4)
+
+
+def gate_cases(random, kind, count, centre, **told):
+    """Sounds of one kind, two of each group: indices around ``centre`` in the first two columns, features in the others."""
+    indices = random.normal(0.0, 0.5, (count, 4)).astype(np.float32) + np.float32(centre)
+    return [
+        sound_gate.Case(
+            kind=kind,
+            group=f"{told.get('source', kind)} {k // 2}",
+            good=kind.startswith("good"),
+            ruled_out=False,
+            indices=row,
+            family=told.get("family", kind),
+            other=told.get("other", False),
+            source=told.get("source", ""),
+        )
+        for k, row in enumerate(indices)
+    ]
+
+
+def test_a_gate_refuses_what_is_bad_and_what_is_of_another_part_each_by_its_own_judge(tmp_path):
+    pytest.importorskip("sklearn.ensemble")
+    random = np.random.default_rng(4)
+    found = [
+        *gate_cases(random, "good", 120, [0, 0, 0, 0], source="here"),
+        *gate_cases(random, "good", 60, [0, 0, 1, 0], source="there"),
+        *gate_cases(random, "noise", 80, [3, 0, 0, 0]),
+        *gate_cases(random, "hum", 80, [0, 3, 0, 0]),
+        *gate_cases(random, "lung", 90, [0, 0, 0, 3], family="lung", other=True, source="one"),
+        *gate_cases(random, "lung, cut", 90, [0, 0, 0, 4], family="lung", other=True, source="two"),
+    ]
+    settings = sound_gate.Settings(
+        seconds=(1.0, 2.0),
+        copies=1,
+        refused_good=0.05,
+        rules={},
+        short=(1.0, 2.0),
+        machine=kernel.Settings(strength=3.0, width=0.3),
+    )
+    shape = sound_gate.layout(["flux", "flatness"], 4)
+    assert shape.telling.tolist() == [0, 2, 3]
+    outcome = sound_gate.build(found, settings, shape, tmp_path / "gate.onnx", lambda _: None)
+    refused = {name: entry["refused"] for name, entry in outcome.table.items()}
+    assert refused["good recordings, all"] <= 0.06
+    assert min(refused[kind] for kind in ("noise", "hum", "lung, all")) > 0.9
+    assert refused["lung of two, none of which the gate ever met"] > 0.9
+    assert "good recordings of there, none of which the gate ever met" in refused
+    assert refused["lung, a kind the gate never met"] < 0.5  # nothing else tells of it, and the card says so
+    session = onnxruntime.InferenceSession(tmp_path / "gate.onnx", providers=["CPUExecutionProvider"])
+    good = session.run(["good"], {"indices": np.stack([case.indices for case in found])})[0][:, 0]
+    assert np.mean((good > outcome.threshold) == [case.good for case in found]) > 0.93
+
+
+def test_another_stethoscope_shifts_all_parts_of_the_beat_alike_and_nothing_else():
+    features = np.random.default_rng(0).normal(size=(10, 9)).astype(np.float32)
+    bands = np.array([[0, 1, 2], [4, 5, 6]])
+    made = stethoscopes.recoloured(features, bands, 2, 0.7, 1)
+    assert made.shape == (30, 9)
+    assert np.array_equal(made[:10], features)
+    shift = made[10:] - np.tile(features, (2, 1))
+    np.testing.assert_allclose(shift[:, 0:3], shift[:, 4:7], atol=1e-5)
+    assert not shift[:, [0, 3, 4, 7, 8]].any()
+    assert np.abs(shift[:, 1:3]).min() > 0
 
 
 def test_an_event_laid_over_a_breath_is_heard_and_raises_only_its_own_targets():

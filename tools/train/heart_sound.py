@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.reading import heart_features
-from appliance.reading.auscultation import prepare_heart
+from appliance.reading.auscultation import HEART_INDICES, prepare_heart
 from appliance.reading.prepared import Sound
 from tools.simulate import sounds
-from tools.train import sound_model, sound_report
-from tools.train.sound_data import load, sound
+from tools.train import sound_gate, sound_model, sound_report
+from tools.train.sound_data import joined, load, sound
 
 CONFIGURATION = Path(__file__).with_suffix(".toml")
 GOLDEN = {
@@ -75,9 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = sound_model.start(CONFIGURATION, chosen.data, chosen.out, chosen.work, prepare_heart, shifted_columns())
     scores = sound_model.cross_fit(run)
     final = sound_model.final_fit(run)
-    lungs = load(chosen.data / run.configuration["data"]["other"], ["patient"], "device")
-    long_enough = [one.sound for one in lungs if one.sound.samples.size > 4.2 * one.sound.rate_hz]
-    outcome = sound_model.gate(run, ("lung sounds", long_enough), simulated)
+    lungs = load(chosen.data / run.configuration["data"]["other"], ["patient"], "device", "recording")
+    least = run.description.preprocess.parameters["least_s"]
+    long_enough = [one for one in lungs if one.sound.samples.size > least * one.sound.rate_hz]
+    other = sound_gate.Other(kind="lung sounds", recordings=[*long_enough, *joined(lungs)])
+    width = run.sample.table.indices.shape[1]
+    shape = sound_gate.layout(HEART_INDICES, width, shifted_columns())
+    outcome = sound_model.gate(run, other, shape, simulated)
     run.log(sound_report.write(run, scores, final, outcome, golden()))
 
 

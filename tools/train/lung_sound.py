@@ -4,7 +4,7 @@ What this module keeps true: one command makes the bundle from the data and ``lu
 stopped goes on from what ``--work`` keeps.
 
 Run ``python -m tools.train.lung_sound --data DIR --out models/lung-sound [--work DIR]``; ``DIR`` holds
-``lung-sound/icbhi`` with its ``labels.csv``. About 15 minutes on one core.
+``lung-sound/icbhi`` and ``heart-sound/physionet2016`` with their ``labels.csv``. About 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
+from appliance.reading import sound_quality
 from appliance.reading.auscultation import prepare_lung
 from appliance.reading.prepared import Sound
 from tools.simulate import sounds
-from tools.train import sound_model, sound_report
-from tools.train.sound_data import Recording, sound
+from tools.train import sound_gate, sound_model, sound_report
+from tools.train.sound_data import joined, load, sound
 
 CONFIGURATION = Path(__file__).with_suffix(".toml")
 GOLDEN = {
@@ -50,19 +50,6 @@ def golden() -> dict[str, Sound]:
     return {name: sound(sounds.lung(rate_hz=4000, **told)[0], 4000) for name, told in GOLDEN.items()}  # type: ignore[arg-type]
 
 
-def joined(recordings: Sequence[Recording]) -> list[Recording]:
-    """Each session's cycles one after the other: what a whole recording at the bedside sounds like to the gate."""
-    sessions: dict[str, list[Recording]] = {}
-    for one in recordings:
-        sessions.setdefault(one.session, []).append(one)
-    made = []
-    for parts in sessions.values():
-        if len(parts) > 1:
-            samples = np.concatenate([part.sound.samples for part in parts])
-            made.append(msgspec.structs.replace(parts[0], sound=sound(samples, parts[0].sound.rate_hz)))
-    return made
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and write the bundle."""
     import torch
@@ -78,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = sound_model.start(CONFIGURATION, chosen.data, chosen.out, chosen.work, prepare_lung)
     scores = sound_model.cross_fit(run)
     final = sound_model.final_fit(run)
-    outcome = sound_model.gate(run, None, simulated, joined(run.recordings))
+    hearts = load(chosen.data / run.configuration["data"]["other"], ["block"], "subset")
+    other = sound_gate.Other(kind="heart sounds", recordings=hearts)
+    shape = sound_gate.layout(sound_quality.INDICES, run.sample.table.indices.shape[1])
+    outcome = sound_model.gate(run, other, shape, simulated, joined(run.recordings))
     run.log(sound_report.write(run, scores, final, outcome, golden()))
 
 

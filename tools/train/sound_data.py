@@ -77,6 +77,19 @@ def load(folder: Path, group: Sequence[str], source: str, session: str = "") -> 
     return recordings
 
 
+def joined(recordings: Sequence[Recording]) -> list[Recording]:
+    """Each session's cycles one after the other: what a whole recording at the bedside sounds like."""
+    sessions: dict[str, list[Recording]] = {}
+    for one in recordings:
+        sessions.setdefault(one.session, []).append(one)
+    made = []
+    for parts in sessions.values():
+        if len(parts) > 1:
+            samples = np.concatenate([part.sound.samples for part in parts])
+            made.append(msgspec.structs.replace(parts[0], sound=sound(samples, parts[0].sound.rate_hz)))
+    return made
+
+
 def table(
     sounds: Sequence[Sound], prepare: Prepare, description: Description, cache: Path, progress: Callable[[str], None]
 ) -> Table:

@@ -200,7 +200,11 @@ def final_fit(run: Run) -> sound_fit.Fit:
 
 
 def gate(
-    run: Run, other: sound_gate.Other | None, simulate: Callable[[int], Sound], more: Sequence[Recording] = ()
+    run: Run,
+    other: sound_gate.Other,
+    shape: sound_gate.Layout,
+    simulate: Callable[[int], Sound],
+    more: Sequence[Recording] = (),
 ) -> sound_gate.Outcome:
     """The gate, fitted and measured; its graph is ``work/gate.onnx``. ``more`` are further good recordings."""
     told = msgspec.convert(run.configuration["gate"], sound_gate.Settings)
@@ -219,7 +223,7 @@ def gate(
         width,
         run.log,
     )
-    outcome = sound_gate.build(found, told, run.work / "gate.onnx", run.log)
+    outcome = sound_gate.build(found, told, shape, run.work / "gate.onnx", run.log)
     kept.write_bytes(msgspec.json.encode({"key": key, "outcome": outcome}))
     return outcome
 
@@ -229,7 +233,8 @@ def _gate_key(run: Run) -> str:
     digest = hashlib.sha256(msgspec.json.encode([run.configuration["gate"], run.description.preprocess]))
     digest.update(run.sample.table.indices.tobytes())
     folder = Path(__file__).parent
-    for path in (folder / "sound_gate.py", folder / "sound_hard_set.py", folder.parent / "simulate" / "sounds.py"):
+    names = ("sound_gate.py", "sound_hard_set.py", "kernel.py", "stethoscopes.py", "trees_onnx.py")
+    for path in (*(folder / name for name in names), folder.parent / "simulate" / "sounds.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

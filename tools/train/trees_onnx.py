@@ -16,6 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tools.train.kernel import FAR, Kernel
+
 ML_OPSET = 3
 OPSET = 17
 COLUMNS = (
@@ -27,9 +29,6 @@ COLUMNS = (
 )
 CERTAIN = 0.01
 """Probabilities are kept this far from 0 and 1: a leaf of three cases is no proof."""
-
-FAR = 4.0
-"""Standard deviations at which a feature is cut off for the linear part."""
 
 
 class Linear(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +56,14 @@ def export(
     input_name: str,
     output_name: str = "probability",
     linear: Linear | None = None,
+    kernel: Kernel | None = None,
+    weakest: bool = False,
 ) -> None:
     """Write a fitted ``ExtraTreesRegressor`` on 0/1 targets; output ``[N, targets]``, ``CERTAIN`` to 1 − ``CERTAIN``.
 
-    With ``linear`` the output is the probability whose logit is the trees' plus the linear part's.
+    With ``linear`` or ``kernel`` (one target) the output is the probability whose logit is the trees' plus the part's; with
+    ``weakest`` it is the lesser of the trees' and the kernel's logit, as of a gate that either may close. ``features`` is
+    the width of the input, of which the trees may look at the first columns only.
     """
     trees = [estimator.tree_ for estimator in forest.estimators_]
     targets = int(trees[0].value.shape[1])
@@ -90,36 +93,87 @@ def export(
         post_transform="NONE",
         **columns,
     )
-    kept = "trees" if linear else output_name
-    clip = helper.make_node("Clip", ["sum", "lowest", "highest"], [kept])
-    constants = {"lowest": CERTAIN, "highest": 1.0 - CERTAIN}
-    more, told = ([], {}) if linear is None else _beside(linear, input_name, kept, output_name)
-    _save(path, [ensemble, clip, *more], (input_name, features), (output_name, targets), constants | told)
+    beside: tuple[list[Any], dict[str, Any]] = ([], {})
+    if linear is not None:
+        beside = _linear(linear, input_name)
+    elif kernel is not None:
+        beside = _kernel(kernel, input_name)
+    joined = _joined("Min" if weakest else "Add", output_name) if beside[0] else []
+    clip = helper.make_node("Clip", ["sum", "lowest", "highest"], ["trees" if joined else output_name])
+    constants = {"lowest": CERTAIN, "highest": 1.0 - CERTAIN, **({"one": 1.0} if joined else {}), **beside[1]}
+    _save(path, [ensemble, clip, *beside[0], *joined], (input_name, features), (output_name, targets), constants)
 
 
-def _beside(linear: Linear, features: str, trees: str, output: str) -> tuple[list[Any], dict[str, Any]]:
-    """Nodes and constants from features and the trees' probability to the probability of both logits' sum."""
+def _nodes(steps: Sequence[tuple[str, list[str], str]]) -> list[Any]:
+    return [helper.make_node(kind, taken, [given]) for kind, taken, given in steps]
+
+
+def _joined(how: str, output: str) -> list[Any]:
+    """From the trees' probability and the part's logit ``beside`` to the probability of both joined."""
+    steps = [
+        ("Sub", ["one", "trees"], "other"),
+        ("Div", ["trees", "other"], "odds"),
+        ("Log", ["odds"], "logit"),
+        (how, ["logit", "beside"], "joined"),
+        ("Sigmoid", ["joined"], output),
+    ]
+    return _nodes(steps)
+
+
+def _linear(linear: Linear, features: str) -> tuple[list[Any], dict[str, Any]]:
+    """Nodes and constants from the features to the linear part's logit."""
     steps = [
         ("Sub", [features, "mean"], "centred"),
         ("Div", ["centred", "spread"], "standard"),
         ("Clip", ["standard", "near", "far"], "cut"),
         ("MatMul", ["cut", "weight"], "product"),
-        ("Add", ["product", "bias"], "linear"),
-        ("Sub", ["one", trees], "other"),
-        ("Div", [trees, "other"], "odds"),
-        ("Log", ["odds"], "logit"),
-        ("Add", ["logit", "linear"], "joined"),
-        ("Sigmoid", ["joined"], output),
+        ("Add", ["product", "bias"], "beside"),
     ]
     told = {name: getattr(linear, name) for name in ("mean", "spread", "weight", "bias")}
-    nodes = [helper.make_node(kind, taken, [given]) for kind, taken, given in steps]
-    return nodes, told | {"near": -FAR, "far": FAR, "one": 1.0}
+    return _nodes(steps), told | {"near": -FAR, "far": FAR}
+
+
+def _kernel(kernel: Kernel, features: str) -> tuple[list[Any], dict[str, Any]]:
+    """Nodes and constants from the features to the kernel's logit, |v − x|² as |v|² + |x|² − 2 v·x."""
+    steps = [
+        ("Sub", ["chosen", "mean"], "centred"),
+        ("Div", ["centred", "spread"], "standard"),
+        ("Clip", ["standard", "near", "far"], "cut"),
+        ("MatMul", ["cut", "vectors"], "products"),
+        ("Mul", ["cut", "cut"], "powers"),
+        ("MatMul", ["powers", "ones"], "length"),
+        ("Add", ["products", "lengths"], "partly"),
+        ("Add", ["partly", "length"], "squares"),
+        ("Mul", ["squares", "width"], "exponent"),
+        ("Exp", ["exponent"], "near_by"),
+        ("MatMul", ["near_by", "weight"], "product"),
+        ("Add", ["product", "bias"], "beside"),
+    ]
+    vectors = kernel.vectors.astype(np.float64)
+    told = {
+        "columns": kernel.columns,
+        "mean": kernel.mean,
+        "spread": kernel.spread,
+        "near": -FAR,
+        "far": FAR,
+        "vectors": -2.0 * vectors.T,
+        "ones": np.ones((vectors.shape[1], 1)),
+        "lengths": (vectors**2).sum(axis=1),
+        "width": -kernel.width,
+        "weight": kernel.weight[:, None],
+        "bias": kernel.bias,
+    }
+    return [helper.make_node("Gather", [features, "columns"], ["chosen"], axis=1), *_nodes(steps)], told
 
 
 def _save(
     path: Path, nodes: Sequence[Any], taken: tuple[str, int], given: tuple[str, int], constants: dict[str, Any]
 ) -> None:
-    limits = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()]
+    kept = {name: np.asarray(value) for name, value in constants.items()}
+    limits = [
+        numpy_helper.from_array(value if value.dtype == np.int64 else value.astype(np.float32), name)
+        for name, value in kept.items()
+    ]
     graph = helper.make_graph(
         list(nodes),
         "trees",
