@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tools.train import bundle_writer, gate, quantise, rounding, splits
+from tools.train import bundle_writer, equalise, gate, metrics, quantise, rounding, splits
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -146,6 +146,67 @@ def test_rounding_by_effect_errs_less_than_rounding_each_weight():
         return np.square(np.einsum("oi,nihw->nohw", grid * scale[:, None] - weight[:, :, 0, 0], inputs)).mean()
 
     assert error(whole[:, :, 0, 0].astype(np.float32)) < 0.7 * error(plain)
+
+
+def uneven_net(folder):
+    """Two linear maps, added and read by a convolution; their channels' ranges differ a hundredfold."""
+    random = np.random.default_rng(4)
+    spread = np.logspace(-1, 1, 16)[:, None, None, None]
+    weights = {
+        "a.w": random.normal(0, 0.4, (16, 3, 1, 1)) * spread,
+        "a.b": random.normal(0, 0.4, 16) * spread.ravel(),
+        "b.w": random.normal(0, 0.4, (16, 16, 1, 1)) * spread / spread.ravel()[None, :, None, None],
+        "c.w": random.normal(0, 0.4, (8, 16, 1, 1)) / spread.ravel()[None, :, None, None],
+        "tap.w": random.normal(0, 0.4, (4, 8, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "a.w", "a.b"], ["a"], "a", kernel_shape=[1, 1]),
+        helper.make_node("Conv", ["a", "b.w"], ["b"], "b", kernel_shape=[1, 1]),
+        helper.make_node("Add", ["a", "b"], ["sum"], "sum"),
+        helper.make_node("Conv", ["sum", "c.w"], ["c"], "c", kernel_shape=[1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["gate"], "gate"),
+        helper.make_node("Conv", ["c", "tap.w"], ["out"], "out", kernel_shape=[1, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "uneven",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [
+            helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 4, 8, 8]),
+            helper.make_tensor_value_info("gate", TensorProto.FLOAT, ["N", 8, 1, 1]),
+        ],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    path = folder / "uneven.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_equalised_channels_have_one_range_and_the_graph_says_the_same(tmp_path):
+    path = uneven_net(tmp_path)
+    images = np.random.default_rng(0).random((8, 3, 8, 8), dtype=np.float32)
+    assert [sorted(group) for group in equalise.linear_maps(onnx.load(path).graph)] == [["a", "b", "sum"]]
+    names = ["out", "gate"]
+    before = quantise.outputs(path, [{"image": images}], names)
+    equalise.write(path, [{"image": images}])
+    after = quantise.outputs(path, [{"image": images}], names)
+    for name in names:
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-3, atol=1e-3)
+    model = onnx.load(path)
+    found = equalise.ptq.ranges(model, ["a", "b", "sum"], [{"image": images}])
+    widest = np.max(list(found.values()), axis=0)
+    assert widest.max() < 12 * widest.min()
+
+
+def test_a_threshold_with_slack_stands_where_fewest_of_the_crowd_lie():
+    labels = np.repeat([0.0, 1.0], 100)
+    scores = np.concatenate([np.linspace(-3, -1, 100), np.linspace(0, 3, 100)])
+    strict = metrics.threshold_for_sensitivity(labels, scores, 0.85)
+    crowd = np.full(500, strict)
+    slack = metrics.threshold_for_sensitivity(labels, scores, 0.85, 0.05, crowd)
+    assert abs(slack - strict) > metrics.NEAR
+    for threshold in (strict, slack):
+        assert 0.85 <= np.mean(scores[100:] >= threshold) <= 0.91
 
 
 def test_a_gate_learns_its_kinds_and_its_graph_says_what_the_fit_says(tmp_path, quantised):

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from appliance.inference import derive
-from tools.train import finetune, lite0, quantise
+from tools.train import equalise, finetune, lite0, quantise
 
 Floats = npt.NDArray[np.floating]
 
@@ -29,11 +29,24 @@ def forms(
     method: str,
     keep_float: Sequence[str],
     beside: lite0.Beside | None = None,
+    equal: bool = False,
 ) -> None:
-    """Write the three forms of ``net``; ``calibration``: model inputs ``[n, 224, 224]`` of training patients."""
+    """Write the three forms of ``net``.
+
+    Args:
+        net: What was trained.
+        path: Where the INT8 graph goes, the others beside it.
+        calibration: Model inputs ``[n, 224, 224]`` of training patients.
+        method: How ranges of activations are found.
+        keep_float: Nodes that stay in float beside the last.
+        beside: A second net in the same graph.
+        equal: Bring the channels of linear maps to one range before (``equalise``).
+    """
     float_path = path.with_suffix(".fp32.onnx")
     lite0.export(net, float_path, beside)
     batches = [{"image": part[:, None].astype(np.float32)} for part in finetune.chunks(calibration, 16)]
+    if equal:
+        equalise.write(float_path, batches[:: max(1, len(batches) // 8)])
     quantise.quantise(float_path, path, batches, keep_float=[*lite0.KEEP_FLOAT, *keep_float], method=method)
     derive.write(path, path.with_suffix(".x86.onnx"), unsigned=True)
 
@@ -63,15 +76,18 @@ def scored(path: Path, images: Floats, names: Sequence[str]) -> dict[str, Floats
 
 
 def speed(path: Path) -> dict[str, float]:
-    """Milliseconds of one picture on one thread: FP32, INT8 as derived on x86, and their ratio (medians, interleaved)."""
+    """Milliseconds of one picture on one thread: FP32, INT8 as derived on x86, and their ratio (medians, interleaved).
+
+    Counted is the processor's time, which other work on the machine hardly changes.
+    """
     image = {"image": np.random.default_rng(0).random((1, 1, lite0.SIZE, lite0.SIZE), dtype=np.float32)}
     running = [quantise.session(path.with_suffix(suffix)) for suffix in (".fp32.onnx", ".x86.onnx")]
     times: list[list[float]] = [[], []]
     for turn in range(45):
         for session, taken in zip(running, times, strict=True):
-            begun = time.perf_counter()
+            begun = time.process_time()
             session.run(["logits"], image)
             if turn >= 5:
-                taken.append(1000 * (time.perf_counter() - begun))
+                taken.append(1000 * (time.process_time() - begun))
     slow, fast = (float(np.median(taken)) for taken in times)
     return {"FP32, milliseconds": slow, "INT8 (x86 form), milliseconds": fast, "ratio": slow / fast}

@@ -1,7 +1,8 @@
 """From the held-out scores of the chest X-ray model to its bundle: operating points, gate, metrics, golden cases, card.
 
 What this module keeps true: thresholds come from held-out INT8 scores; the bundle is not written when INT8 and FP32
-disagree (``quantise.require``), neither for the graph as shipped nor for the form derived from it on x86.
+disagree (``quantise.require``) for children alone or for adults alone, neither in the graph as shipped nor in the form derived
+from it on x86.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def _cut(run: Run, kermany: Rows, read: Rows, operating: dict[str, float]) -> Cu
     used = weights > 0
     heat, bias = temperature(truth[used], scores[used], weights[used])
     child = threshold_for_sensitivity(truth[kermany], scores[kermany], operating["child_sensitivity"])
-    adult = threshold_for_sensitivity(truth[read], scores[read], operating["adult_sensitivity"])
+    adult = threshold_for_sensitivity(
+        truth[read], scores[read], operating["adult_sensitivity"], operating["adult_slack"], scores[~kermany]
+    )
     return Cut(heat, bias, child, adult)
 
 
@@ -114,7 +117,6 @@ def _fidelity(run: Run, kermany: Rows, read: Rows, cut: Cut) -> dict[str, quanti
     for form, name in (("int8", "derived on x86"), ("shipped", "as shipped")):
         scores, before = run.measured[form], run.measured["fp32"]
         there = ~np.isnan(scores)
-        ages = []
         for title, labelled, every, cut_at in (
             ("children", kermany, kermany, cut.child),
             ("adults", read, nih, cut.adult),
@@ -124,11 +126,9 @@ def _fidelity(run: Run, kermany: Rows, read: Rows, cut: Cut) -> dict[str, quanti
             )
             # Decisions are counted on every adult film, read or not: 227 alone can't show one per cent.
             flipped = np.mean((before[every & there] >= cut_at) != (scores[every & there] >= cut_at))
-            ages.append(msgspec.structs.replace(one, flipped=float(flipped), n=int(np.sum(every & there))))
-            found[f"{title}, {name}"] = ages[-1]
-        together = float(np.average([one.flipped for one in ages], weights=[kermany.sum(), nih.sum()]))
-        for one in ages:
-            quantise.require(f"chest X-ray, {name}", msgspec.structs.replace(one, flipped=together))
+            one = msgspec.structs.replace(one, flipped=float(flipped), n=int(np.sum(every & there)))
+            quantise.require(f"chest X-ray, {title}, {name}", one)
+            found[f"{title}, {name}"] = one
     return found
 
 

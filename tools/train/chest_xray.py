@@ -27,31 +27,61 @@ Rows = npt.NDArray[np.bool_]
 EVERY = 4
 
 
+class Shares(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many films of each kind a batch has.
+
+    ``child``: of either class. ``opacity``, ``normal``, ``abnormal``: adults by the radiologists' read (``abnormal``: without
+    opacity). ``likely``, ``unlikely``: unread adults, drawn by their probability of opacity and by its complement.
+    """
+
+    child: int
+    opacity: int
+    normal: int
+    abnormal: int
+    likely: int
+    unlikely: int
+
+
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The table ``[training]``."""
 
     folds: int
     seeds: int
     copies: dict[str, int]
-    per_class: int
+    batch: Shares
     calibration: int
     calibration_method: str
     keep_float: list[str]
+    equal: bool
+    aligning: int
     settings: finetune.Settings
 
 
 def draws(
-    cache: Cache, found: list[Film], targets: npt.NDArray[np.float32], rows: Rows, each: int
+    cache: Cache, found: list[Film], targets: npt.NDArray[np.float32], rows: Rows, shares: Shares
 ) -> list[finetune.Draw]:
-    """Shares of a batch: ``each`` of every source × class of the films ``rows``, unread films by their probability."""
-    copies = rows[cache.owner]
+    """The shares of a batch among the copies of the films ``rows``; a kind without a film there is left out."""
     value = targets[cache.owner].astype(np.float64)
-    parts: list[finetune.Draw] = []
-    for source in sorted({film.source for film in found}):
-        own = np.flatnonzero(copies & np.array([film.source == source for film in found])[cache.owner])
-        if len(own):
-            parts += [finetune.Draw(own, weights, each) for weights in (value[own], 1 - value[own])]
-    return parts
+
+    def drawn(wanted: Callable[[Film], bool], weights: npt.NDArray[np.float64], count: int) -> list[finetune.Draw]:
+        own = np.flatnonzero((rows & np.array([wanted(film) for film in found]))[cache.owner])
+        return [finetune.Draw(own, weights[own], count)] if len(own) and weights[own].sum() > 0 else []
+
+    def read_as(wanted: str, count: int) -> list[finetune.Draw]:
+        return drawn(lambda film: film.read == wanted, np.ones(len(value)), count)
+
+    def unread(film: Film) -> bool:
+        return film.source == "nih" and not film.read
+
+    return [
+        *drawn(lambda film: film.source == "kermany", value, shares.child),
+        *drawn(lambda film: film.source == "kermany", 1 - value, shares.child),
+        *read_as(chest_data.OPACITY, shares.opacity),
+        *read_as(chest_data.NORMAL, shares.normal),
+        *read_as(chest_data.ABNORMAL, shares.abnormal),
+        *drawn(unread, value, shares.likely),
+        *drawn(unread, 1 - value, shares.unlikely),
+    ]
 
 
 def fitted(
@@ -63,8 +93,9 @@ def fitted(
         net.load_state_dict(torch.load(path, weights_only=True))
         return net.eval()
     targets = chest_data.targets(found, rows)
-    examples = finetune.Examples(cache.maps, targets[cache.owner][:, None])
-    batch = draws(cache, found, targets, rows, training.per_class)
+    beside = chest_data.labels_beside(found)[cache.owner]
+    examples = finetune.Examples(cache.maps, targets[cache.owner][:, None], cache.cells, beside)
+    batch = draws(cache, found, targets, rows, training.batch)
     nets = [
         finetune.train(examples, batch, training.settings, seed, lambda s, i=seed: log(f"{path.stem} seed {i} {s}"))  # type: ignore[misc]
         for seed in range(seeds or training.seeds)
@@ -83,7 +114,10 @@ def quantised(net: lite0.Lite0, cache: Cache, found: list[Film], rows: Rows, tra
         if len(own := np.flatnonzero(rows & np.array([film.source == source for film in found])))
     ]
     films = cache.images[np.concatenate(chosen)]
-    build.forms(net, path, films, method=training.calibration_method, keep_float=training.keep_float)
+    build.forms(
+        net, path, films, method=training.calibration_method, keep_float=training.keep_float, equal=training.equal
+    )
+    build.align(path, films[:: max(1, len(films) // training.aligning)])
 
 
 def held_out(cache: Cache, found: list[Film], training: Training, work: Path, log: Log) -> dict[str, npt.NDArray[Any]]:

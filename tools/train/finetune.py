@@ -2,7 +2,8 @@
 
 What this module keeps true: the same seed and the same cached maps give the same weights on one machine; the weights that
 are kept are an exponential average over the steps; batches are drawn by source and class, so that neither a large source
-nor a common class decides.
+nor a common class decides. What is learned beside the findings (where they are, other labels) shapes the net only: its head
+is dropped, and the graph that ships has nothing of it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mixup: float = 0.2
     average: float = 0.98
     dropout: float = 0.3
+    place: float = 0.0
+    """Weight of the loss that wants the first finding's map where its boxes are."""
+    aside: float = 0.0
+    """Weight of the loss of the labels beside."""
 
 
 class Draw(msgspec.Struct, frozen=True):
@@ -46,10 +51,25 @@ class Draw(msgspec.Struct, frozen=True):
 
 
 class Examples(msgspec.Struct, frozen=True):
-    """Cached maps ``[M, C, h, w]`` and targets ``[M, F]`` (NaN: unknown)."""
+    """Cached maps ``[M, C, h, w]`` and targets ``[M, F]`` (NaN: unknown).
+
+    ``cells``: where the first finding is, shares ``[M, h, w]`` of the activation map's cells, all 0 where that is not known.
+    ``aside``: labels beside ``[M, K]`` (NaN: unknown).
+    """
 
     maps: Maps
     targets: Floats
+    cells: Maps | None = None
+    aside: Floats | None = None
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """The drawn rows of ``Examples``, smoothed and mixed."""
+
+    maps: torch.Tensor
+    targets: torch.Tensor
+    cells: torch.Tensor | None
+    aside: torch.Tensor | None
 
 
 def front_session(folder: Path, since: int) -> Callable[[Floats], Maps]:
@@ -84,11 +104,12 @@ def train(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     net = lite0.imagenet(examples.targets.shape[1], settings.dropout)
+    beside = None if examples.aside is None else _blank(net.fc.in_features, examples.aside.shape[1])
     mean = copy.deepcopy(net)
     net.train()
     for parameter in net.parameters():
         parameter.requires_grad_(requires_grad=False)
-    body, head = net.trained(settings.since), list(net.fc.parameters())
+    body, head = net.trained(settings.since), [*net.fc.parameters(), *(beside.parameters() if beside else ())]
     for parameter in [*body, *head]:
         parameter.requires_grad_(requires_grad=True)
     optimiser = torch.optim.AdamW(
@@ -103,7 +124,7 @@ def train(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     for step in range(settings.steps):
-        loss = _loss(net, _batch(examples, draws, settings, random), settings)
+        loss = _loss(net, beside, _batch(examples, draws, settings, random), settings)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*body, *head], 2.0)
@@ -115,26 +136,61 @@ def train(
     return mean.eval()
 
 
-def _batch(
-    examples: Examples, draws: Sequence[Draw], settings: Settings, random: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _blank(channels: int, labels: int) -> torch.nn.Linear:
+    """A last layer that starts at zero."""
+    layer = torch.nn.Linear(channels, labels)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _batch(examples: Examples, draws: Sequence[Draw], settings: Settings, random: np.random.Generator) -> Batch:
     rows = np.concatenate([random.choice(d.rows, d.count, p=d.weights / d.weights.sum()) for d in draws])
-    maps = torch.from_numpy(examples.maps[rows].astype(np.float32))
-    targets = torch.from_numpy(examples.targets[rows])
-    smooth = targets * (1 - settings.smoothing) + 0.5 * settings.smoothing
+    share, other = 1.0, np.arange(len(rows))
     if settings.mixup > 0:
-        share = float(random.beta(settings.mixup, settings.mixup))
-        other = torch.from_numpy(random.permutation(len(rows)))
-        maps = share * maps + (1 - share) * maps[other]
-        smooth = share * smooth + (1 - share) * smooth[other]
-    return maps.contiguous(memory_format=torch.channels_last), smooth
+        share, other = float(random.beta(settings.mixup, settings.mixup)), random.permutation(len(rows))
+
+    def mixed(values: npt.NDArray[np.floating]) -> torch.Tensor:
+        drawn = torch.from_numpy(values[rows].astype(np.float32))
+        return share * drawn + (1 - share) * drawn[torch.from_numpy(other)]
+
+    smooth = mixed(examples.targets) * (1 - settings.smoothing) + 0.5 * settings.smoothing
+    return Batch(
+        maps=mixed(examples.maps).contiguous(memory_format=torch.channels_last),
+        targets=smooth,
+        cells=None if examples.cells is None else mixed(examples.cells),
+        aside=None if examples.aside is None else mixed(examples.aside),
+    )
 
 
-def _loss(net: lite0.Lite0, batch: tuple[torch.Tensor, torch.Tensor], settings: Settings) -> torch.Tensor:
-    maps, targets = batch
-    logits, _ = net.back(maps, settings.since)
+def _loss(net: lite0.Lite0, beside: torch.nn.Linear | None, batch: Batch, settings: Settings) -> torch.Tensor:
+    top = net.top(batch.maps, settings.since)
+    logits, cams = net.read(top)
+    loss = _entropy(logits, batch.targets)
+    if batch.cells is not None and settings.place > 0:
+        loss = loss + settings.place * misplaced(cams[:, 0], batch.cells)
+    if beside is not None and batch.aside is not None and settings.aside > 0:
+        pooled = nnf.dropout(top.mean((2, 3)), settings.dropout)
+        loss = loss + settings.aside * _entropy(beside(pooled), batch.aside)
+    return loss
+
+
+def _entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the known targets; 0 where none is known."""
     known = ~torch.isnan(targets)
+    if not known.any():
+        return logits.sum() * 0.0
     return nnf.binary_cross_entropy_with_logits(logits[known], targets[known])
+
+
+def misplaced(cams: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """How far the maps' softmax over the cells is from the boxes' shares (cross-entropy), a case without boxes counting 0.
+
+    Only the map's shape matters, not its level, so that the mean of the map stays free to be the score.
+    """
+    wanted, found = cells.flatten(1), nnf.log_softmax(cams.flatten(1), dim=1)
+    total = wanted.sum(1)
+    return -((wanted * found).sum(1) / total.clamp_min(1e-3)).mean()
 
 
 @torch.no_grad()

@@ -46,12 +46,15 @@ def per_thousand(sensitivity: float, specificity: float, prevalence: float) -> d
     return {"prevalence": prevalence, "missed": round(found.missed, 1), "false_alarms": round(found.false_alarms, 1)}
 
 
-def threshold_for_sensitivity(labels: Floats, scores: Floats, wanted: float, slack: float = 0.0) -> float:
+def threshold_for_sensitivity(
+    labels: Floats, scores: Floats, wanted: float, slack: float = 0.0, crowd: Floats | None = None
+) -> float:
     """A threshold with at least ``wanted`` sensitivity, halfway between two neighbouring scores.
 
     On a case's own score, the least rounding of another engine would turn that case's decision. With ``slack`` it is, among
     those that give up to ``wanted + slack``, the one that fewest scores lie near (``NEAR``): for few cases, where one
-    threshold is as good as the next but not as firm.
+    threshold is as good as the next but not as firm. ``crowd``: the scores counted, those of unlabelled cases too; without
+    it ``scores``.
     """
     highest = metrics.threshold_for_sensitivity(labels, scores, wanted)
     lowest = metrics.threshold_for_sensitivity(labels, scores, min(1.0, wanted + slack))
@@ -63,7 +66,8 @@ def threshold_for_sensitivity(labels: Floats, scores: Floats, wanted: float, sla
     middles = (ordered[upper] + ordered[upper - 1]) / 2
     if slack <= 0:
         return float(middles[-1])
-    close = [int(np.sum(np.abs(np.asarray(scores) - middle) < NEAR)) for middle in middles]
+    counted = np.asarray(scores if crowd is None else crowd)
+    close = [int(np.sum(np.abs(counted - middle) < NEAR)) for middle in middles]
     return float(middles[len(middles) - 1 - int(np.argmin(close[::-1]))])
 
 

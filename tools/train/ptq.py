@@ -67,6 +67,17 @@ def _samples(graph: Path, names: Sequence[str], batches: Sequence[Batch]) -> dic
     return {name: np.concatenate(several) for name, several in parts.items() if several}
 
 
+def ranges(model: onnx.ModelProto, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Floats]:
+    """Largest magnitude of each channel of the named tensors of a float graph."""
+    running, offered = _watching(model, names)
+    found: dict[str, Floats] = {}
+    for batch in batches:
+        for name, value in zip(offered, running.run(list(offered), dict(batch)), strict=True):
+            top = np.abs(value).max(axis=tuple(axis for axis in range(value.ndim) if axis != 1))
+            found[name] = np.maximum(found.get(name, top), top)
+    return found
+
+
 def correct(float_graph: Path, model: onnx.ModelProto, batch: Batch) -> None:
     """Round weights by their effect and shift float biases so that each layer says what the float graph's says.
 
