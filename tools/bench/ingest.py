@@ -4,11 +4,10 @@ What this module keeps true: the client is dcmtk's ``storescu`` with ``TCP_NODEL
 receiver, is measured); each image has its own SOP Instance UID, so that none is a duplicate; each receiver is a process of
 its own; ours encrypts, hashes, fsyncs and commits before it answers, Orthanc syncs its storage, stock pynetdicom does neither.
 
-A ratio is the median over rounds of the two times of one round, its quartiles stand beside it. Who fsyncs waits for the disk
-and for the kernel's threads that serve it, and on a busy machine those waits are most of the time: three of them alone can
-take longer than stock pynetdicom, which has none, takes for an image. So that the receiver can be told from the disk, small
-images are also sent to a file system in memory, and compared with a stock receiver that fsyncs; rows say the processor time
-and what the disk alone takes for the same three waits.
+A ratio is the median over rounds of the two times of one round, its quartiles stand beside it. All receivers and clients run
+before the machine's other work, alike (``_precedence`` says why). So that the receiver can be told from the disk, small images
+are also sent to a file system in memory, and compared with a stock receiver that fsyncs; rows say the processor time, and what
+the disk alone takes for the same three waits.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +33,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from tools.bench._ingest_receivers import TITLE
+from tools.bench._precedence import Precedence, give, start
 from tools.bench.rows import Row, row
 
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -57,6 +58,7 @@ class Work(NamedTuple):
     each: int
     rounds: int
     limits: Mapping[str, float]
+    precedence: Precedence
 
 
 class Receiver:
@@ -93,31 +95,44 @@ def run() -> Iterator[Row]:
         raise RuntimeError("storescu is not installed; apt-get install dcmtk")
     with tempfile.TemporaryDirectory(prefix="bench-ingest-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        large = Work("DX 15 MB", _write(folder / "dx.dcm", LARGE, DX), 10, 8, {"stock": 2.0, "orthanc": 1.8})
-        small = Work("512x512", _write(folder / "small.dcm", SMALL, CR), 100, 15, {"stock": 1.3})
-        receivers = {kind: stack.enter_context(_python(kind, folder / kind)) for kind in ("ours", "stock", "synced")}
-        orthanc = stack.enter_context(_orthanc(folder / "orthanc"))
-        if orthanc is not None:
-            receivers["orthanc"] = orthanc
-        yield from _compared(storescu, large, receivers)
-        yield from _compared(storescu, small, receivers, _disk_alone(folder / "alone", small))
-        yield from _memory(receivers["ours"], storescu, large.file)
+        large = _write(folder / "dx.dcm", LARGE, DX)
+        dx = Work("DX 15 MB", large, 10, 20, {"stock": 2.0, "orthanc": 1.8}, "AHEAD")
+        small = Work("512x512", _write(folder / "small.dcm", SMALL, CR), 100, 20, {"stock": 1.3}, "REALTIME")
+        receivers = _receivers(stack, folder / "large", dx)
+        yield from _compared(storescu, dx, receivers)
+        yield from _memory(receivers["ours"], storescu, large)
+        stack.close()
+        yield from _compared(storescu, small, _receivers(stack, folder / "small", small), disk=folder / "alone")
+        stack.close()
         if MEMORY.is_dir():
             with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=MEMORY) as memory:
-                there = {kind: stack.enter_context(_python(kind, Path(memory) / kind)) for kind in ("ours", "stock")}
+                there = _receivers(stack, Path(memory) / "small", small, only=("ours", "stock"))
                 yield from _compared(storescu, small._replace(what="512x512 to memory"), there)
                 stack.close()
 
 
-def _compared(
-    storescu: str, work: Work, receivers: Mapping[str, Receiver], disk: Callable[[], object] | None = None
-) -> Iterator[Row]:
-    """Images a second against each peer; milliseconds of a processor; with ``disk``, what that takes of ours."""
+def _receivers(
+    stack: contextlib.ExitStack, folder: Path, work: Work, only: tuple[str, ...] = ("ours", *PEERS)
+) -> dict[str, Receiver]:
+    """The receivers that there are, started; the stack ends them."""
+    folder.mkdir()
+    found: dict[str, Receiver] = {}
+    for kind in only:
+        if kind != "orthanc":
+            found[kind] = stack.enter_context(_python(kind, folder / kind, work.precedence))
+        elif (orthanc := stack.enter_context(_orthanc(folder / kind, work.precedence))) is not None:
+            found[kind] = orthanc
+    return found
+
+
+def _compared(storescu: str, work: Work, receivers: Mapping[str, Receiver], disk: Path | None = None) -> Iterator[Row]:
+    """Images a second against each peer; milliseconds of a processor; what the waits for ``disk`` alone take of ours."""
     calls: dict[str, Callable[[], object]] = {
-        kind: _sender(storescu, receiver.port, work.file, work.each) for kind, receiver in receivers.items()
+        kind: _sender(storescu, receiver.port, work.file, work.each, work.precedence)
+        for kind, receiver in receivers.items()
     }
     if disk is not None:
-        calls["disk"] = disk
+        calls["disk"] = _disk_alone(disk, work)
     taken = _in_turn(calls, receivers, work.rounds)
     for peer in PEERS:
         if peer in taken:
@@ -169,7 +184,10 @@ def _in_turn(
 
 
 def _disk_alone(folder: Path, work: Work) -> Callable[[], None]:
-    """The waits of keeping images and nothing else: write and fsync, rename, fsync the folder, append and sync a log."""
+    """The waits of keeping images and nothing else: write and fsync, rename, fsync the folder, append and sync a log.
+
+    On a thread of its own, which has the work's precedence as the others have.
+    """
     folder.mkdir()
     content, entry = os.urandom(work.file.stat().st_size), os.urandom(48 << 10)  # a row is a dozen pages in the log
     log = os.open(folder / "log", os.O_RDWR | os.O_CREAT, 0o600)
@@ -177,6 +195,7 @@ def _disk_alone(folder: Path, work: Work) -> Callable[[], None]:
     entries = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
     def keep() -> None:
+        give(0, work.precedence)
         os.lseek(log, 0, os.SEEK_SET)  # over and over the same place, as SQLite's log
         for number in range(work.each):
             with (folder / "part").open("xb", buffering=0) as file:
@@ -187,7 +206,12 @@ def _disk_alone(folder: Path, work: Work) -> Callable[[], None]:
             os.write(log, entry)
             os.fdatasync(log)
 
-    return keep
+    def alone() -> None:
+        thread = threading.Thread(target=keep)
+        thread.start()
+        thread.join()
+
+    return alone
 
 
 def _memory(ours: Receiver, storescu: str, large: Path) -> Iterator[Row]:
@@ -203,12 +227,14 @@ def _memory(ours: Receiver, storescu: str, large: Path) -> Iterator[Row]:
     yield row("its growth over 180 images", "MB", grown, GROWTH_LIMIT_MB, peer_name="target", limit=1.0, n=STEADY)
 
 
-def _sender(storescu: str, port: int, file: Path, count: int) -> Callable[[], None]:
+def _sender(storescu: str, port: int, file: Path, count: int, precedence: Precedence = "AHEAD") -> Callable[[], None]:
     command = [storescu, "-aec", TITLE, "+II", "--repeat", str(count), "127.0.0.1", str(port), str(file)]
     environment = _without_nagle()
 
     def send() -> None:
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        if status := start(command, precedence, env=environment, **silent).wait():
+            raise RuntimeError(f"storescu ended with {status}")
 
     return send
 
@@ -219,12 +245,11 @@ def _without_nagle() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _python(kind: str, folder: Path) -> Iterator[Receiver]:
+def _python(kind: str, folder: Path, precedence: Precedence = "AHEAD") -> Iterator[Receiver]:
     folder.mkdir()
     command = [sys.executable, "-m", "tools.bench._ingest_receivers", kind, str(folder)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with start(command, precedence, **pipes) as process:
         if process.stdout is None or process.stdin is None:
             raise RuntimeError("no pipes")
         try:
@@ -235,7 +260,7 @@ def _python(kind: str, folder: Path) -> Iterator[Receiver]:
 
 
 @contextlib.contextmanager
-def _orthanc(folder: Path) -> Iterator[Receiver | None]:
+def _orthanc(folder: Path, precedence: Precedence) -> Iterator[Receiver | None]:
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if program is None:
         print("Orthanc is not installed: its rows are left out", file=sys.stderr)
@@ -258,13 +283,9 @@ def _orthanc(folder: Path) -> Iterator[Receiver | None]:
         "Plugins": [],
     }
     (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
-    with subprocess.Popen(
-        [program, str(folder / "orthanc.json")],
-        env=_without_nagle(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    command = [program, str(folder / "orthanc.json")]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with start(command, precedence, env=_without_nagle(), **silent) as process:
         try:
             _wait_for(port, process)
             yield Receiver("orthanc", process, port)
