@@ -30,7 +30,9 @@ class HubConfig(Section, frozen=True, kw_only=True):
 class StorageConfig(Section, frozen=True, kw_only=True):
     """Where everything that must survive is kept."""
 
-    state: Annotated[str, field("Folder of the database (unless elsewhere) and the blobs", min_length=1)] = "/var/lib/bedside-hub"
+    state: Annotated[str, field("Folder of the database (unless elsewhere) and the blobs", min_length=1)] = (
+        "/var/lib/bedside-hub"
+    )
     blobs: Annotated[
         str, field("Folder of images and recordings, shared by all workers; empty means inside storage.state")
     ] = ""
