@@ -84,6 +84,13 @@ def test_what_is_not_of_the_body_is_refused(served, kind):
     assert np.mean(caught) >= 0.9
 
 
+def test_made_up_sounds_of_the_other_kind_are_refused(served):
+    bundle, _ = served
+    other = sounds.lung if bundle.id == "heart-sound" else sounds.heart
+    caught = [refused(served, other(10.0, seed=seed)[0]) for seed in range(500, 512)]
+    assert np.mean(caught) >= 0.9
+
+
 def test_silence_and_a_second_of_sound_are_refused(served):
     bundle, _ = served
     assert refused(served, np.zeros(40000))

@@ -30,7 +30,7 @@ from tools.train.stethoscopes import recoloured
 
 Doubles = npt.NDArray[np.float64]
 FOLDS = 5
-TREES, LEAF, SHARE = 100, 3, 0.35
+LEAF, SHARE = 3, 0.35
 COLOUR = ("centroid", "flatness", "crossings", "crest", "kurtosis")
 FEW = 20
 """Sounds that a clinic or device needs for a line of its own."""
@@ -46,6 +46,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     short: tuple[float, float]
     """Seconds to which good recordings are also cut, so that the gate does not take a short capture for a bad one."""
     machine: kernel.Settings
+    lead: float = 0.0
+    """Logits by which the machine is more lenient than the trees: how they share the good ones that may be refused."""
+    trees: int = 100
     recolour: float = 0.0
     """How far another stethoscope's response reaches, for the machine's further copies; 0: none are made."""
 
@@ -188,7 +191,7 @@ class Judges(msgspec.Struct, frozen=True, kw_only=True):
         return np.asarray(1.0 / (1.0 + np.exp(-logit)), np.float64)
 
 
-def _forest(chosen: Sequence[Case], shape: Layout) -> Any:
+def _forest(chosen: Sequence[Case], settings: Settings, shape: Layout) -> Any:
     """Trees whose good and bad weigh the same, each kind as much as any other of its side."""
     from sklearn.ensemble import ExtraTreesRegressor
 
@@ -198,7 +201,7 @@ def _forest(chosen: Sequence[Case], shape: Layout) -> Any:
     sides = [len({case.kind for case in mine if case.good is side}) for side in (False, True)]
     weights = [1.0 / number[case.kind] / sides[int(case.good)] for case in mine]
     forest = ExtraTreesRegressor(
-        n_estimators=TREES, min_samples_leaf=LEAF, max_features=SHARE, random_state=0, n_jobs=1
+        n_estimators=settings.trees, min_samples_leaf=LEAF, max_features=SHARE, random_state=0, n_jobs=1
     )
     indices = np.stack([case.indices[: shape.indices] for case in mine])
     forest.fit(indices, [float(case.good) for case in mine], sample_weight=weights)
@@ -219,11 +222,12 @@ def _machine(chosen: Sequence[Case], settings: Settings, shape: Layout) -> kerne
     copies = 1 if settings.recolour and shape.bands is not None else 0
     shown = recoloured(indices, shape.bands, copies, settings.recolour, 0)
     times = 1 + copies
-    return kernel.fit(shown, np.tile(good, times), np.tile(weights, times), settings.machine, shape.telling)
+    machine = kernel.fit(shown, np.tile(good, times), np.tile(weights, times), settings.machine, shape.telling)
+    return msgspec.structs.replace(machine, bias=machine.bias + settings.lead)
 
 
 def _fit(chosen: Sequence[Case], settings: Settings, shape: Layout) -> Judges:
-    return Judges(forest=_forest(chosen, shape), machine=_machine(chosen, settings, shape))
+    return Judges(forest=_forest(chosen, settings, shape), machine=_machine(chosen, settings, shape))
 
 
 def build(found: list[Case], settings: Settings, shape: Layout, path: Path, log: Callable[[str], None]) -> Outcome:
@@ -290,7 +294,7 @@ def _never_met(
         without = {id(case) for case in unmet}
         rest = [case for case in open_ if id(case) not in without]
         # The trees learn nothing from another part's sounds, the machine nothing from the hard set.
-        forest = whole.forest if unmet[0].other else _forest(rest, shape)
+        forest = whole.forest if unmet[0].other else _forest(rest, settings, shape)
         machine = _machine(rest, settings, shape) if unmet[0].other or unmet[0].good else whole.machine
         values = Judges(forest=forest, machine=machine).predict(unmet)
         caught = [case.ruled_out or bool(value < threshold) for case, value in zip(unmet, values, strict=True)]
