@@ -258,7 +258,10 @@ class Stethoscope:
             except OSError as error:  # what was recorded is there; only the account of it is missing
                 _log.error("the end of a recording was not written", error=error.strerror)
             writer.close()
-        problem = {"trouble": failure.code, "problem": failure.what, "remedy": failure.remedy} if failure else {}
+        problem = {}
+        if failure is not None:
+            problem = {"trouble": failure.code, "problem": failure.what, "remedy": failure.remedy}
+            _log.warning("a recording ended in trouble", trouble=failure.code, reason=failure.what)
         with self._lock:
             self._source = None
             self._stopped_at = self._clock()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import io
 import json
 import random
@@ -31,6 +32,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE
 
 from appliance.capture.stethoscope_positions import PLACES
+from appliance.console.listen_words import TROUBLE
 from tools.fault_proxy import FaultProxy
 from tools.programs import Programs
 from tools.simulate import sounds
@@ -254,7 +256,8 @@ class Listening(Console):
     def once(self) -> None:
         """One recording, kept."""
         place = self.chance.choice(list(PLACES))
-        self._begin(place)
+        if not self._began(place):
+            return
         made = sounds.heart if PLACES[place].modality == "heart-sound" else sounds.lung
         samples = made(20.0, _CHEST_RATE_HZ, seed=self.chance.randrange(1 << 30))[0]
         player = self._device.play((samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
@@ -275,13 +278,20 @@ class Listening(Console):
                 self._device.plug_in()
                 self.counts["pulled out"] += 1
 
-    def _begin(self, place: str) -> None:
+    def _began(self, place: str) -> bool:
+        """Whether it records; a refusal whose reason stands on the page is no fault of the box, but it is counted."""
         answer = self.post("/listen/begin", place=place, ticket="")
         if answer.status_code != httpx.codes.SEE_OTHER:
             raise ConnectionError(f"begin: {answer.status_code}")
         live = self.until("a recording begins", lambda: self._now("recording", "idle"))
-        if live["phase"] == "idle":
-            raise ConnectionError("nothing was recorded")
+        if live["phase"] == "recording":
+            return True
+        page = html.unescape(self.browser.get("/listen").text)
+        code = next((code for code, words in TROUBLE.items() if words in page), "")
+        if not code:
+            raise ConnectionError("nothing was recorded, and the page does not say why")
+        self.counts[f"not begun: {code}"] += 1
+        return False
 
     def _now(self, *phases: str) -> dict[str, Any] | None:
         live = self.state("/listen/events")
