@@ -79,7 +79,7 @@ def test_a_tone_and_a_heart_sound_are_recorded_sample_by_sample(device: SoundDev
     quiet = bytes(RATE)  # half a second: a sink that wakes up swallows the first samples that it is given
     sent = quiet + b"".join(one.tobytes() for one in played) + quiet
     differing = [0]
-    for _ in range(4):  # a player that comes too late on a busy machine leaves a hole, which is no fault of the recorder's
+    for _ in range(4):  # a player that comes too late on a busy machine leaves a hole: no fault of the recorder's
         source = ProcessSource(Wanted(device=NAME, rate_hz=RATE))
         try:
             opened, record = recorded(source, sent, device, 4.6)
@@ -89,7 +89,9 @@ def test_a_tone_and_a_heart_sound_are_recorded_sample_by_sample(device: SoundDev
         assert counts.lost == 0
         assert not (record & 0xFFFF).any(), "16 bits stay 16 bits"
         pairs = [(found_in(record, one), one) for one in played]
-        differing = [int(np.count_nonzero(found != one)) if found.size == one.size else one.size for found, one in pairs]
+        differing = [
+            int(np.count_nonzero(found != one)) if found.size == one.size else one.size for found, one in pairs
+        ]
         if not any(differing):
             break
     assert not any(differing), f"{differing} samples differ, four times in a row"
