@@ -146,7 +146,7 @@ def test_feeding_by_single_bytes_gives_the_same_as_feeding_at_once():
 
 
 @given(st.binary(max_size=4000), st.sampled_from([str(syntax) for syntax in SYNTAXES]))
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 def test_no_bytes_make_the_scan_do_anything_but_answer_or_refuse(data, syntax):
     reader = DataSetReader(syntax, WANTED)
     try:
@@ -157,7 +157,7 @@ def test_no_bytes_make_the_scan_do_anything_but_answer_or_refuse(data, syntax):
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 def test_a_real_file_with_bytes_overwritten_is_answered_or_refused(data):
     content = bytearray(Path(str(get_testdata_file("JPEG2000.dcm"))).read_bytes()[:6000])
     for _ in range(data.draw(st.integers(1, 8))):
