@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder that holds heart-sound/ and lung-sound/")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
-    parser.add_argument("--work", type=Path, default=Path("work/heart-sound"), help="kept between runs")
+    parser.add_argument("--work", type=Path, default=Path(".work/heart-sound"), help="kept between runs")
     chosen = parser.parse_args(arguments)
     run = sound_model.start(CONFIGURATION, chosen.data, chosen.out, chosen.work, prepare_heart, shifted_columns())
     scores = sound_model.cross_fit(run)

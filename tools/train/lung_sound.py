@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder that holds lung-sound/")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
-    parser.add_argument("--work", type=Path, default=Path("work/lung-sound"), help="kept between runs")
+    parser.add_argument("--work", type=Path, default=Path(".work/lung-sound"), help="kept between runs")
     chosen = parser.parse_args(arguments)
     run = sound_model.start(CONFIGURATION, chosen.data, chosen.out, chosen.work, prepare_lung)
     scores = sound_model.cross_fit(run)
