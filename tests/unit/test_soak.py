@@ -19,7 +19,7 @@ from tools.arrivals import Case
 from tools.programs import Programs
 from tools.soak import memory
 from tools.soak.__main__ import Outcome, count
-from tools.soak.clinic import Owed
+from tools.soak.ways import Owed
 
 
 def samples(mb_an_hour: float, spikes: int = 0) -> list[tuple[float, float, int, int]]:

@@ -25,7 +25,7 @@ from tools.free_port import free_port
 from tools.programs import Programs, get
 from tools.simulate import probe, ultrasound
 from tools.simulate.sound_device import NAME, sound_device
-from tools.soak import clinic, memory
+from tools.soak import doors, memory, pages, ways
 
 GROWTH_MB_AN_HOUR = 4.0
 """What counts as growth: the least slope of the 95 % interval above this."""
@@ -57,23 +57,23 @@ class Outcome(msgspec.Struct, kw_only=True):
         return bool(self.owed) and not wrong
 
 
-def soak(programs: Programs, ways: list[clinic.Way], owed: clinic.Owed, outcome: Outcome) -> None:
+def soak(programs: Programs, used: list[ways.Way], owed: ways.Owed, outcome: Outcome) -> None:
     """Use all ways for the time, let the link do its work, count."""
     programs.link.refuse(False)
     watch = memory.Watch({name: programs.running[name].pid for name in ("box", "hub")})
     watch.start()
     end = time.monotonic() + outcome.minutes * 60
-    with clinic.working(ways):
+    with ways.working(used):
         while (left := end - time.monotonic()) > 0:
-            _tell(left, owed, ways)
+            _tell(left, owed, used)
             time.sleep(min(left, 10.0))
             for name, process in programs.running.items():
                 if process.poll() is not None:
                     programs.give_up(f"{name} ended with status {process.returncode}")
     outcome.memory = watch.stop()
     outcome.growing = sorted(name for name, one in outcome.memory.items() if one.low > GROWTH_MB_AN_HOUR)
-    outcome.done = {way.name: dict(way.counts) for way in ways}
-    outcome.troubles = [trouble for way in ways for trouble in way.troubles]
+    outcome.done = {way.name: dict(way.counts) for way in used}
+    outcome.troubles = [trouble for way in used for trouble in way.troubles]
     programs.link.set(None, 0.0)
     programs.link.refuse(False)
     drained = time.monotonic()
@@ -83,7 +83,7 @@ def soak(programs: Programs, ways: list[clinic.Way], owed: clinic.Owed, outcome:
     count(programs, owed, outcome)
 
 
-def count(programs: Programs, owed: clinic.Owed, outcome: Outcome) -> None:
+def count(programs: Programs, owed: ways.Owed, outcome: Outcome) -> None:
     """Hold what is owed against what is at the hub."""
     instances, files, captures = Counter[str](), Counter[str](), Counter[str]()
     outcome.corrupt += arrivals.conflicts(programs)
@@ -107,9 +107,9 @@ def count(programs: Programs, owed: clinic.Owed, outcome: Outcome) -> None:
     )
 
 
-def _tell(left: float, owed: clinic.Owed, ways: list[clinic.Way]) -> None:
+def _tell(left: float, owed: ways.Owed, used: list[ways.Way]) -> None:
     if sys.stderr.isatty():
-        troubles = sum(len(way.troubles) for way in ways)
+        troubles = sum(len(way.troubles) for way in used)
         kept = len(owed.instances) + len(owed.files) + len(owed.captures)
         print(f"\r{left / 60:5.1f} min left, {kept} kept, {troubles} troubles", end="", file=sys.stderr)
 
@@ -122,30 +122,30 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this new folder and leave it")
     options = parser.parse_args()
-    outcome, owed = Outcome(minutes=options.minutes, seed=options.seed), clinic.Owed()
+    outcome, owed = Outcome(minutes=options.minutes, seed=options.seed), ways.Owed()
     with contextlib.ExitStack() as stack:
         folder = Path(options.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="bedside-soak-")))
         folder.mkdir(parents=True, exist_ok=True)
         device = stack.enter_context(sound_device())
         made = probe.screen(ultrasound.Scene(frames=_FRAMES, b_lines=3, seed=options.seed))
         probe.write(folder / "screen.avi", made.frames, codec="MJPG")
-        cable = clinic.Cable(folder / "screen.avi", free_port())
+        cable = pages.Cable(folder / "screen.avi", free_port())
         cable.plug()
         stack.callback(cable.pull)
         box = f'[stethoscope]\ndevice = "{NAME}"\n[ultrasound]\nsource = "{cable.source}"\npre_roll = 1.0\n'
         programs = Programs(folder.resolve(), box, device.environment)
         stack.callback(programs.stop)
         programs.start()
-        ways: list[clinic.Way] = [
-            clinic.Films(programs, owed, options.seed),
-            clinic.Films(programs, owed, options.seed + 1),
-            clinic.Stick(programs, owed, options.seed),
-            clinic.Nurse(programs, owed, options.seed),
-            clinic.Listening(programs, owed, options.seed, device),
-            clinic.Scanning(programs, owed, options.seed, cable),
-            clinic.Weather(programs, owed, options.seed),
+        used: list[ways.Way] = [
+            doors.Films(programs, owed, options.seed),
+            doors.Films(programs, owed, options.seed + 1),
+            doors.Stick(programs, owed, options.seed),
+            pages.Nurse(programs, owed, options.seed),
+            pages.Listening(programs, owed, options.seed, device),
+            pages.Scanning(programs, owed, options.seed, cable),
+            doors.Weather(programs, owed, options.seed),
         ]
-        soak(programs, ways, owed, outcome)
+        soak(programs, used, owed, outcome)
     text = msgspec.json.format(msgspec.json.encode(outcome))
     print(text.decode())
     if options.json is not None:
