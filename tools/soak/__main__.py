@@ -29,12 +29,14 @@ from tools.soak import doors, memory, pages, ways
 
 GROWTH_MB_AN_HOUR = 4.0
 """What counts as growth: the least slope of the 95 % interval above this."""
+JUDGED_FROM_MIN = 30.0
+"""In less time a slope says how caches fill."""
 _DRAIN_S = 900.0
 _FRAMES = 150
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What the soak counts. ``lost``: owed and not at the hub; ``growing``: processes of box and hub."""
+    """What the soak counts. ``lost``: owed and not at the hub; ``growing``: processes, from ``JUDGED_FROM_MIN`` on."""
 
     minutes: float = 0.0
     seed: int = 0
@@ -71,7 +73,8 @@ def soak(programs: Programs, used: list[ways.Way], owed: ways.Owed, outcome: Out
                 if process.poll() is not None:
                     programs.give_up(f"{name} ended with status {process.returncode}")
     outcome.memory = watch.stop()
-    outcome.growing = sorted(name for name, one in outcome.memory.items() if one.low > GROWTH_MB_AN_HOUR)
+    if outcome.minutes >= JUDGED_FROM_MIN:
+        outcome.growing = sorted(name for name, one in outcome.memory.items() if one.low > GROWTH_MB_AN_HOUR)
     outcome.done = {way.name: dict(way.counts) for way in used}
     outcome.troubles = [trouble for way in used for trouble in way.troubles]
     programs.link.set(None, 0.0)
