@@ -6,6 +6,8 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
+from appliance.config import shipped_models
+from appliance.inference.bundle import described
 from appliance.protocol.messages import FindingPart, ReviewMessage, Telemetry, decode
 from appliance.records import Modality, Moment, Patient, Triage
 from hub import tables
@@ -212,14 +214,16 @@ def test_the_captures_of_one_encounter_are_brought_together_by_the_boxs_rules(hu
 
 
 def test_the_models_card_is_one_click_away_where_it_is_of_this_version(hub):
-    hub.take(result())
-    assert 'href="/model/chest-xray/1.0.0"' in page(hub)
-    card = hub.client.get("/model/chest-xray/1.0.0")
+    shipped = shipped_models() / "chest-xray" / "bundle.toml"
+    version = described(shipped.read_bytes(), shipped).version
+    hub.take(result(model=msgspec.structs.replace(result().model, version=version)))
+    assert f'href="/model/chest-xray/{version}"' in page(hub)
+    card = hub.client.get(f"/model/chest-xray/{version}")
     assert card.status_code == 200
     assert "never a diagnosis" in card.text
     assert "<h1>" in card.text
     assert " style=" not in card.text
-    for path in ("/model/chest-xray/9.9.9", "/model/..%2f..%2fetc/1.0.0", "/model/nothing/1.0.0"):
+    for path in ("/model/chest-xray/9.9.9", f"/model/..%2f..%2fetc/{version}", f"/model/nothing/{version}"):
         assert hub.client.get(path).status_code == 404
 
 
